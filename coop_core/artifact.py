@@ -1,0 +1,188 @@
+"""The artefact: what a method learned, with its card -> a folder of safe files, and back.
+
+    context.safetensors          the learned state: context_vectors, and what else the method learned
+    class_weights.safetensors    the classifier it collapses to for the classes it was trained on
+    card.json                    what made it, by digest; loading checks all of it
+"""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from coop_core.backbone import Backbone, digest_tensors
+from coop_core.classifier import LinearClassifier
+from coop_core.errors import ArtifactError
+from coop_core.files import read_json, read_tensors, write_json, write_tensors
+from coop_core.images import ImageTransform
+from coop_core.methods import MethodParams, load_method, method_names
+from coop_core.split import Split
+
+SCHEMA = 1
+_LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    card: dict[str, Any]
+    state: dict[str, Tensor]
+    class_weights: LinearClassifier | None
+    """None for methods whose classifier depends on the image."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.card["class_names"])
+
+    @property
+    def transform(self) -> ImageTransform:
+        constants = self.card["backbone"]["transform"]
+        return ImageTransform(**{k: tuple(v) if isinstance(v, list) else v for k, v in constants.items()})
+
+
+def make_card(
+    *,
+    learner: nn.Module,
+    method: MethodParams,
+    backbone: Backbone,
+    split: Split,
+    shots: int,
+    params: dict[str, Any],
+    curve: Sequence[dict[str, Any]],
+    code_revision: str,
+) -> dict[str, Any]:
+    """Everything that made a learned prompt; digests of the two tensor files are added by `write_artifact`."""
+    encoder = getattr(learner, "encoder", None)
+    return {
+        "schema": SCHEMA,
+        "method": method.model_dump(),
+        "learned": {name: list(tensor.shape) for name, tensor in learner.state_dict().items()},
+        "backbone": {
+            "architecture": backbone.architecture,
+            "pretrained": backbone.pretrained,
+            "family": backbone.family,
+            "weights_digest": backbone.weights_digest,
+            "logit_scale": backbone.logit_scale,
+            "transform": backbone.transform.__dict__,
+        },
+        "engine": {"path": encoder.path, "precision": encoder.precision} if encoder else {},
+        "class_names": list(split.class_names),
+        "template": split.template,
+        "data": {
+            "name": split.dataset_name,
+            "dataset_digest": split.dataset_digest,
+            "train_digest": split.train_digest,
+            "test_digest": split.test_digest,
+            "shots": shots,
+            "seed": split.seed,
+            "classes": split.classes,
+        },
+        "params": params,
+        "training": {"epochs": len(curve), "last": curve[-1] if curve else None},
+        "code_revision": code_revision,
+        "libraries": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+    }
+
+
+def write_artifact(folder: Path, learner: nn.Module, card: dict[str, Any], *, logit_scale: float) -> None:
+    """Write the three files; the card comes last, so that a folder with a card is whole."""
+    state = learner.state_dict()
+    digests = {"context": digest_tensors(state)}
+    write_tensors(folder / "context.safetensors", state)
+    with torch.no_grad():
+        weights = learner.class_weights()
+    if weights is not None:
+        tensors = LinearClassifier(weights.cpu(), scale=logit_scale).tensors("classifier")
+        digests["class_weights"] = digest_tensors(tensors)
+        write_tensors(folder / "class_weights.safetensors", tensors)
+    write_json(folder / "card.json", {**card, "digests": digests})
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Read and check an artefact.
+
+    Raises
+    ------
+    ArtifactError
+        When a file is missing, damaged, of another schema, or not the one the card was written for.
+    """
+    card = read_json(folder / "card.json")
+    if not isinstance(card, dict) or card.get("schema") != SCHEMA:
+        raise ArtifactError(f"{folder}/card.json is not a card of schema {SCHEMA}: train again with `dvc repro`")
+    digests = card.get("digests", {})
+    state, _ = read_tensors(folder / "context.safetensors")
+    _check_digest(folder / "context.safetensors", state, digests.get("context"))
+    classifier = None
+    if "class_weights" in digests:
+        tensors, _ = read_tensors(folder / "class_weights.safetensors")
+        _check_digest(folder / "class_weights.safetensors", tensors, digests["class_weights"])
+        classifier = LinearClassifier.from_tensors(tensors, "classifier")
+        if len(classifier.weights) != len(card["class_names"]):
+            raise ArtifactError(f"{folder}: class_weights.safetensors and the card's class names differ in number")
+    return Artifact(card, state, classifier)
+
+
+def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
+    """Context vectors mean nothing on other weights: refuse them.
+
+    Raises
+    ------
+    ArtifactError
+    """
+    ours = artifact.card["backbone"]
+    if ours["weights_digest"] != backbone.weights_digest:
+        name = f"{ours['architecture']} ({ours['pretrained']})"
+        raise ArtifactError(
+            f"the context vectors were learned on {name} with weights {ours['weights_digest'][:12]}, but this is "
+            f"{backbone.name} with weights {backbone.weights_digest[:12]}: load the backbone they were learned on"
+        )
+
+
+def restore_learner(artifact: Artifact, backbone: Backbone, class_names: Sequence[str] | None = None) -> nn.Module:
+    """The trained method again, for its own classes or re-bound to others.
+
+    Raises
+    ------
+    ArtifactError
+        For another backbone, an unknown method, or class-specific context with other classes.
+    """
+    check_backbone(artifact, backbone)
+    params = artifact.card["method"]
+    if params.get("name") not in method_names():
+        raise ArtifactError(f"the artefact's method {params.get('name')!r} is not in this version of the product")
+    module = load_method(params["name"])
+    wanted = tuple(class_names or artifact.class_names)
+    try:
+        learner: nn.Module = module.build(
+            module.Params.model_validate(params),
+            backbone=backbone,
+            class_names=wanted,
+            generator=torch.Generator().manual_seed(0),
+        )
+    except ValidationError as error:
+        raise ArtifactError(f"the artefact's method parameters are not valid: {error.errors()[0]['msg']}") from None
+    if not learner.rebinds and wanted != artifact.class_names:
+        raise ArtifactError(
+            f"this artefact has context of its own for each of {', '.join(artifact.class_names[:5])}..., so it "
+            "cannot be used with other classes: train with method.class_specific: false"
+        )
+    _load_state(learner, artifact.state)
+    return learner
+
+
+def _load_state(learner: nn.Module, state: dict[str, Tensor]) -> None:
+    own = {name: tuple(tensor.shape) for name, tensor in learner.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if own != given:
+        raise ArtifactError(f"context.safetensors holds {given}, but the method expects {own}: train again")
+    learner.load_state_dict(state)
+
+
+def _check_digest(path: Path, tensors: dict[str, Tensor], expected: str | None) -> None:
+    if digest_tensors(tensors) != expected:
+        raise ArtifactError(f"{path} is not the file its card was written for: restore it, or train again")

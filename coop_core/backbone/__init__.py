@@ -1,0 +1,31 @@
+"""Backbones: architecture + pretrained tag -> a frozen image tower and text tower.
+
+The only package that knows open_clip, timm and transformers. Importing it imports none of them.
+"""
+
+from typing import TYPE_CHECKING
+
+from coop_core.backbone.base import Backbone, TextTower, Tokenizer, digest_tensors, pad
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Backbone", "TextTower", "Tokenizer", "digest_tensors", "load_backbone", "pad"]
+
+
+def load_backbone(architecture: str, pretrained: str | None, *, device: "torch.device | str" = "cpu") -> Backbone:
+    """Load frozen weights; `mini` needs no network, every other name goes to open_clip.
+
+    Raises
+    ------
+    BackboneError
+        For unknown names, weights that cannot be had, an activation that does not fit the weights, and text
+        towers of a family that prompts cannot be injected into (the message names the family).
+    """
+    if architecture == "mini":
+        from coop_core.backbone.mini import load_mini
+
+        return load_mini(pretrained, device=device)
+    from coop_core.backbone.open_clip_models import load_open_clip
+
+    return load_open_clip(architecture, pretrained, device=device)

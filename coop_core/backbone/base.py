@@ -1,0 +1,148 @@
+"""What a backbone offers: pixels -> image features, prompt embeddings -> text features.
+
+Dimensions everywhere: n images or prompts, c classes, m context vectors, l token slots, w text width,
+d joint width.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from coop_core.errors import PromptError
+from coop_core.files import digest_bytes
+from coop_core.images import ImageTransform
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text -> token ids, never truncated, with the number of special tokens around the words."""
+
+    tokenize: Callable[[str], list[int]]
+    """A whole sequence, special tokens included."""
+    decode: Callable[[list[int]], str]
+    prefix_length: int
+    """Special tokens before the words: SOS or [CLS]."""
+    suffix_length: int
+    """Special tokens after the words: EOT or [SEP]."""
+    special_ids: frozenset[int]
+
+    def pieces(self, text: str) -> list[int]:
+        """The ids of the words alone.
+
+        Raises
+        ------
+        PromptError
+            When the text contains one of the tokenizer's special tokens literally: it would end the prompt.
+        """
+        ids = self.tokenize(text)
+        inner = ids[self.prefix_length : len(ids) - self.suffix_length]
+        if self.special_ids.intersection(inner):
+            raise PromptError(f"{text!r} contains a special token of the tokenizer: rename the class")
+        return inner
+
+
+class TextTower(Protocol):
+    """The frozen half that reads prompts. Implementations are plain objects, not modules, so that a method
+    that holds one neither trains it, nor saves it, nor switches it out of evaluation mode."""
+
+    tokenizer: Tokenizer
+    width: int
+    context_length: int
+    """Token slots a prompt may fill, special tokens included."""
+    pad_id: int
+    vocabulary_size: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token ids (...) -> the embeddings a prompt is made of, float32 (..., w)."""
+
+    def encode(self, prompts: Tensor, lengths: Tensor) -> Tensor:
+        """Prompt embeddings (n, l, w), of which the first `lengths` (n,) rows count -> features (n, d).
+
+        Features are not normalised. l may be anything up to the context length: rows after a prompt's end
+        cannot change its features in any supported family.
+        """
+
+    def encode_words(self, token_ids: Tensor) -> Tensor:
+        """The model's own way from full-length token ids (n, context_length) to features (n, d)."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    architecture: str
+    pretrained: str | None
+    family: str
+    """The kind of text tower, in words."""
+    transform: ImageTransform
+    logit_scale: float
+    """The factor itself, after exp."""
+    encode_images: Callable[[Tensor], Tensor]
+    """Normalised pixels (n, 3, size, size) -> features (n, d), not L2-normalised, without gradient."""
+    load_text_tower: Callable[[], TextTower]
+    load_weights: Callable[[], Mapping[str, Tensor]]
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture} ({self.pretrained})" if self.pretrained else self.architecture
+
+    @cached_property
+    def text_tower(self) -> TextTower:
+        """Built when first asked for, and checked: its injected prompts must equal the model's own encoding."""
+        tower = self.load_text_tower()
+        verify_text_tower(tower, name=self.name)
+        return tower
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 over every frozen tensor's name, shape, type and values."""
+        return digest_tensors(self.load_weights())
+
+
+def verify_text_tower(tower: TextTower, *, name: str) -> None:
+    """Encode two sentences as words and as injected embeddings, and refuse a tower where they differ.
+
+    Raises
+    ------
+    PromptError
+        When this tower does something to its embeddings that the injection does not know of.
+    """
+    sentences = ["a photo of a cat.", "a drawing of two large dogs on a field."]
+    token_ids, lengths = pad([tower.tokenizer.tokenize(text) for text in sentences], tower, full=True)
+    with torch.no_grad():
+        own = tower.encode_words(token_ids)
+        injected = tower.encode(tower.embed(token_ids), lengths)
+    error = ((own - injected).norm() / own.norm()).item()
+    if not error < 1e-3:
+        raise PromptError(
+            f"the text tower of {name} does not take injected prompts exactly (relative error {error:.1e}): "
+            "choose another backbone"
+        )
+
+
+def pad(sequences: list[list[int]], tower: TextTower, *, full: bool = False) -> tuple[Tensor, Tensor]:
+    """Token sequences -> (ids (n, l), lengths (n,)), padded to the longest or to the full context length."""
+    lengths = [len(sequence) for sequence in sequences]
+    width = tower.context_length if full else max(lengths)
+    rows = [sequence + [tower.pad_id] * (width - len(sequence)) for sequence in sequences]
+    return torch.tensor(rows, device=tower.device), torch.tensor(lengths, device=tower.device)
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """No gradients and evaluation mode, so that BatchNorm and dropout stand still."""
+    return module.requires_grad_(False).eval()
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    parts = []
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        data = digest_bytes(memoryview(tensor.reshape(-1).view(torch.uint8).numpy())) if tensor.numel() else ""
+        parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype} {data}")
+    return digest_bytes("\n".join(parts).encode())

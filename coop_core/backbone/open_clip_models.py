@@ -1,0 +1,172 @@
+"""open_clip models: architecture + pretrained tag, hub name or local folder -> a checked, frozen backbone."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coop_core.backbone.base import Backbone, TextTower, Tokenizer, freeze
+from coop_core.backbone.tokenizers import from_hugging_face, from_simple_tokenizer
+from coop_core.backbone.torchvision_operators import declare_missing_operators
+from coop_core.backbone.towers import CausalTextTower, PaddedTextTower
+from coop_core.errors import BackboneError
+from coop_core.images import ImageTransform
+
+SUPPORTED = "OpenAI-type CLIP, open_clip's native causal text towers and Hugging Face encoders"
+
+
+def load_open_clip(architecture: str, pretrained: str | None, *, device: torch.device | str) -> Backbone:
+    """Load a model and find out from its parts, not from its name, what kind of text tower it has."""
+    declare_missing_operators()
+    import open_clip
+
+    model = _create(open_clip, architecture, pretrained)
+    family = text_family(model)
+    device = torch.device(device)
+    freeze(model).to(device)
+
+    @torch.no_grad()
+    def encode_images(pixels: Tensor) -> Tensor:
+        return model.encode_image(pixels.to(device)).float()
+
+    return Backbone(
+        architecture=architecture,
+        pretrained=pretrained,
+        family=family,
+        transform=_image_transform(architecture, model.visual.preprocess_cfg),
+        logit_scale=model.logit_scale.detach().float().exp().item(),
+        encode_images=encode_images,
+        load_text_tower=lambda: _text_tower(open_clip, architecture, model),
+        load_weights=model.state_dict,
+        device=device,
+    )
+
+
+def text_family(model: Any) -> str:
+    """Name the text tower's family, or refuse the model.
+
+    Raises
+    ------
+    BackboneError
+        For families whose features depend on what stands after the prompt, or that hide their embeddings.
+    """
+    kind = type(model).__name__
+    if kind == "CoCa":
+        raise _refused("CoCa (a class token appended behind the padding)")
+    if kind == "CLIP":
+        return _native_family(model, model.text_pool_type, name="OpenAI-type CLIP")
+    text = getattr(model, "text", None)
+    if type(text).__name__ == "HFTextEncoder":
+        pooler = type(text.pooler).__name__
+        if pooler == "MaxPooler":
+            raise _refused("Hugging Face encoders with max pooling (open_clip 3.3 inverts its mask)")
+        return f"Hugging Face encoder ({text.config.model_type}, padding masked, {pooler})"
+    if type(text).__name__ == "TextTransformer":
+        if text.cls_emb is not None or text.use_pad_mask:
+            raise _refused("native text towers with a class token or a padding mask")
+        return _native_family(text, text.pool_type, name="native text transformer")
+    raise _refused(f"{kind} with a text tower of type {type(text).__name__}")
+
+
+def _native_family(module: Any, pool_type: str, *, name: str) -> str:
+    if module.attn_mask is None:
+        if pool_type == "last":
+            raise _refused("SigLIP and CLIPA (no causal mask, pooled at the last slot, which is padding)")
+        raise _refused("MobileCLIP-S and others without a causal mask (padding is attended to)")
+    if pool_type == "eos":
+        raise _refused("worldwide CLIP (its own end-of-text id and multilingual tokenizers)")
+    if pool_type != "argmax":
+        raise _refused(f"causal text towers pooled by {pool_type!r} instead of at EOT")
+    return f"{name} (causal, pooled at EOT)"
+
+
+def _refused(family: str) -> BackboneError:
+    return BackboneError(
+        f"backbone.architecture has a text tower of the family {family}, which context vectors cannot be "
+        f"injected into exactly; supported are {SUPPORTED}"
+    )
+
+
+def _create(open_clip: Any, architecture: str, pretrained: str | None) -> Any:
+    with_schema = architecture.startswith(("hf-hub:", "local-dir:"))
+    if with_schema and pretrained:
+        raise BackboneError(f"backbone.pretrained must be null for {architecture}, which brings its own weights")
+    if not with_schema and not pretrained:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)[:8]) or "none known"
+        raise BackboneError(f"backbone.pretrained is missing for {architecture}: a checkpoint file or one of: {tags}")
+    if not with_schema and architecture not in open_clip.list_models():
+        close = [name for name in open_clip.list_models() if name.lower().startswith(architecture.lower()[:5])][:8]
+        raise BackboneError(f"backbone.architecture {architecture!r} is not known to open_clip; similar: {close}")
+    _check_quick_gelu(open_clip, architecture, pretrained)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="QuickGELU mismatch")
+            return open_clip.create_model(architecture, pretrained=pretrained, require_pretrained=True)
+    except Exception as error:  # open_clip, the hub client and torch raise their own kinds for missing weights
+        reason = " ".join(str(error).split())[:300]
+        raise BackboneError(
+            f"backbone {architecture} with pretrained {pretrained!r} cannot be loaded ({type(error).__name__}: "
+            f"{reason}): check both names, the network, or give a local checkpoint"
+        ) from error
+
+
+def _check_quick_gelu(open_clip: Any, architecture: str, pretrained: str | None) -> None:
+    """OpenAI's weights were trained with QuickGELU; with GELU they load, and answer a little worse."""
+    config = open_clip.get_model_config(architecture) if not architecture.startswith("hf-hub:") else None
+    tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
+    own = bool((config or {}).get("quick_gelu", False))
+    if tag and own != bool(tag.get("quick_gelu", False)):
+        other = architecture.removesuffix("-quickgelu") if own else f"{architecture}-quickgelu"
+        raise BackboneError(
+            f"backbone {architecture} computes {'QuickGELU' if own else 'GELU'}, but the weights {pretrained!r} were "
+            f"trained with {'GELU' if own else 'QuickGELU'}: set backbone.architecture: {other}"
+        )
+    if pretrained and not own and Path(pretrained).is_file() and "openai" in Path(pretrained).name.lower():
+        warnings.warn(
+            f"{pretrained} looks like OpenAI's weights, which need the architecture {architecture}-quickgelu",
+            stacklevel=2,
+        )
+
+
+def _text_tower(open_clip: Any, architecture: str, model: Any) -> TextTower:
+    tokenizer = _tokenizer(open_clip, architecture)
+    if type(model).__name__ == "CLIP":
+        return CausalTextTower(model, tokenizer[0], model.encode_text)
+    if type(model.text).__name__ == "TextTransformer":
+        return CausalTextTower(model.text, tokenizer[0], model.encode_text)
+    text = model.text
+    return PaddedTextTower(
+        text.transformer,
+        tokenizer[0],
+        pool=text.pooler,
+        project=text.proj,
+        context_length=tokenizer[1],
+        pad_id=text.config.pad_token_id,
+    )
+
+
+def _tokenizer(open_clip: Any, architecture: str) -> tuple[Tokenizer, int]:
+    """The tokenizer in our shape, and the context length that goes with it."""
+    tokenizer = open_clip.get_tokenizer(architecture)
+    if hasattr(tokenizer, "sot_token_id"):
+        return from_simple_tokenizer(tokenizer), tokenizer.context_length
+    clean: Callable[[str], str] = tokenizer.clean_fn
+    return from_hugging_face(tokenizer.tokenizer, clean=clean), tokenizer.context_length
+
+
+def _image_transform(architecture: str, preprocess: dict[str, Any]) -> ImageTransform:
+    size = preprocess["size"]
+    side = size if isinstance(size, int) else size[0]
+    mode, interpolation = preprocess["resize_mode"], preprocess["interpolation"]
+    if (not isinstance(size, int) and size[0] != size[1]) or mode not in ("shortest", "squash"):
+        raise BackboneError(f"backbone {architecture} wants images of size {size} by {mode!r}: not supported")
+    return ImageTransform(
+        size=side,
+        mean=tuple(preprocess["mean"]),
+        std=tuple(preprocess["std"]),
+        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",
+        resize_mode=mode,
+    )

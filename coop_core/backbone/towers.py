@@ -1,0 +1,105 @@
+"""Text towers: prompt embeddings -> text features, for the families prompts can be injected into.
+
+CausalTextTower       OpenAI-type CLIP and open_clip's native text transformer: causal mask, EOT pooling
+PaddedTextTower       Hugging Face encoders: no causal mask, padding masked, pooled over or at the first token
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coop_core.backbone.base import Tokenizer
+
+
+class CausalTextTower:
+    """A causal transformer pooled at EOT: what stands after EOT cannot matter.
+
+    `module` has open_clip's attributes, on the flat CLIP itself or on its `text` part: token_embedding,
+    positional_embedding, transformer, ln_final, text_projection, attn_mask.
+    """
+
+    pad_id = 0
+
+    def __init__(self, module: Any, tokenizer: Tokenizer, encode_words: Callable[[Tensor], Tensor]) -> None:
+        self.module = module
+        self.tokenizer = tokenizer
+        self.encode_words = encode_words
+        self.context_length: int = module.positional_embedding.shape[0]
+        self.width: int = module.positional_embedding.shape[1]
+        self.vocabulary_size: int = module.token_embedding.num_embeddings
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.positional_embedding.device
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return self.module.token_embedding(token_ids).float()
+
+    def encode(self, prompts: Tensor, lengths: Tensor) -> Tensor:
+        x = self.add_positions(prompts)                                           # (n, l, w)
+        mask = self.module.attn_mask[: prompts.shape[1], : prompts.shape[1]]
+        x = self.module.transformer(x, attn_mask=mask)
+        return self.project(x[torch.arange(len(x), device=x.device), lengths - 1])
+
+    def add_positions(self, prompts: Tensor) -> Tensor:
+        dtype = self.module.transformer.get_cast_dtype()
+        return prompts.to(dtype) + self.module.positional_embedding[: prompts.shape[-2]].to(dtype)
+
+    def project(self, eot_rows: Tensor) -> Tensor:
+        """The last block's rows at EOT (n, w) -> features (n, d)."""
+        x = self.module.ln_final(eot_rows)
+        projection = self.module.text_projection
+        if projection is None:
+            return x
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+class PaddedTextTower:
+    """A Hugging Face encoder that masks its padding: rows after the end are invisible, so cutting is exact.
+
+    Embeddings enter as `inputs_embeds`; the encoder itself then adds positions, token types and layer norm.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        tokenizer: Tokenizer,
+        *,
+        pool: Callable[[Any, Tensor], Tensor],
+        project: Callable[[Tensor], Tensor],
+        context_length: int,
+        pad_id: int,
+    ) -> None:
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.pool = pool
+        self.project = project
+        self.context_length = context_length
+        self.pad_id = pad_id
+        self.vocabulary_size: int = encoder.get_input_embeddings().weight.shape[0]
+        self.width: int = encoder.get_input_embeddings().weight.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.get_input_embeddings().weight.device
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        # Called, not indexed: some encoders scale inside their embedding module.
+        return self.encoder.get_input_embeddings()(token_ids).float()
+
+    def encode(self, prompts: Tensor, lengths: Tensor) -> Tensor:
+        mask = (torch.arange(prompts.shape[1], device=prompts.device) < lengths[:, None]).long()  # (n, l)
+        prompts = prompts.to(self.encoder.dtype)
+        return self.project(self.pool(self.encoder(inputs_embeds=prompts, attention_mask=mask), mask))
+
+    def encode_words(self, token_ids: Tensor) -> Tensor:
+        mask = (token_ids != self.pad_id).long()
+        return self.project(self.pool(self.encoder(input_ids=token_ids, attention_mask=mask), mask))
+
+
+def mean_pool(output: Any, mask: Tensor) -> Tensor:
+    """Mean of the rows that count: (n, l, w) -> (n, w)."""
+    weights = mask[..., None].to(output.last_hidden_state.dtype)
+    return (output.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1)

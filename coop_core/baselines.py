@@ -1,0 +1,98 @@
+"""Baselines: class names, templates and few-shot features -> zero-shot, prompt ensemble and linear probe.
+
+All three answer from the same cached image features as the learned prompt.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from coop_core.backbone import Backbone
+from coop_core.classifier import LinearClassifier
+from coop_core.text_encoding import encode_texts
+
+COARSE_GRID = tuple(10.0**power for power in (6, 4, 2, 0, -2, -4, -6))
+"""First values of C in the linear probe's search (CoOp, lpclip)."""
+
+
+def zero_shot(backbone: Backbone, class_names: Sequence[str], template: str) -> LinearClassifier:
+    """One hand-written prompt a class (Radford et al. 2021, section 3.1)."""
+    weights = encode_texts(backbone.text_tower, [template.format(name) for name in class_names])  # (c, d)
+    return LinearClassifier(weights, scale=backbone.logit_scale)
+
+
+def prompt_ensemble(
+    backbone: Backbone, class_names: Sequence[str], templates: Sequence[str], *, own_template: str
+) -> LinearClassifier:
+    """The mean of several templates' normalised features, normalised again.
+
+    The data set's own template joins the others once, and the list that was given is left as it is.
+    """
+    distinct = list(dict.fromkeys([*templates, own_template]))
+    parts = [zero_shot(backbone, class_names, template).weights for template in distinct]
+    return LinearClassifier(F.normalize(torch.stack(parts).mean(dim=0), dim=-1), scale=backbone.logit_scale)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    classifier: LinearClassifier
+    regularisation: float
+    """scikit-learn's C, the inverse strength of L2."""
+    val_accuracy: float | None
+
+
+def linear_probe(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    val_features: np.ndarray,
+    val_labels: np.ndarray,
+    *,
+    steps: int = 8,
+) -> LinearProbe:
+    """Logistic regression on image tower outputs (n, d), not normalised, as published with CoOp.
+
+    C is searched on the validation images: a coarse grid, then `steps` halvings of the log interval around
+    the best (ties go to the smaller C). Without validation images C is 1. The test images are never asked.
+    """
+    if not len(val_labels):
+        return LinearProbe(_as_classifier(_fit(train_features, train_labels, 1.0)), 1.0, None)
+
+    @cache
+    def score(c: float) -> float:
+        return float(_fit(train_features, train_labels, c).score(val_features, val_labels))
+
+    best = max(COARSE_GRID, key=score)
+    left, right = 0.1 * best, 10.0 * best
+    left_score, right_score = score(left), score(right)
+    for _ in range(steps):
+        middle = 10 ** ((np.log10(left) + np.log10(right)) / 2)
+        if left_score < right_score:
+            left, left_score = middle, score(middle)
+        else:
+            right, right_score = middle, score(middle)
+    chosen, accuracy = (left, left_score) if left_score >= right_score else (right, right_score)
+    if score(best) > accuracy:  # the refinement may lose what the grid had found
+        chosen, accuracy = best, score(best)
+    return LinearProbe(_as_classifier(_fit(train_features, train_labels, chosen)), float(chosen), accuracy)
+
+
+def _fit(features: np.ndarray, labels: np.ndarray, c: float) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the published limit of 1000 iterations counts
+        return LogisticRegression(C=c, max_iter=1000).fit(features, labels)
+
+
+def _as_classifier(model: Any) -> LinearClassifier:
+    weights, bias = torch.from_numpy(model.coef_).float(), torch.from_numpy(model.intercept_).float()
+    if len(weights) == 1:  # two classes share one separating plane
+        weights, bias = torch.cat([0 * weights, weights]), torch.cat([0 * bias, bias])
+    return LinearClassifier(weights, bias=bias, normalise=False)

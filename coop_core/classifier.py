@@ -1,0 +1,52 @@
+"""Linear classifiers: image features -> logits and probabilities; what every baseline and every prompt becomes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from coop_core.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    weights: Tensor
+    """(c, d)"""
+    scale: float = 1.0
+    bias: Tensor | None = None
+    """(c,)"""
+    normalise: bool = True
+    """Whether image features are L2-normalised first; the linear probe was fitted on them as they are."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Image tower outputs (n, d) -> (n, c), float32."""
+        features = features.float()
+        if self.normalise:
+            features = F.normalize(features, dim=-1)
+        logits = self.scale * features @ self.weights.to(features.device).T
+        return logits if self.bias is None else logits + self.bias.to(features.device)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        return self.logits(features).softmax(dim=-1)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """As named tensors, for a safetensors file that may hold several classifiers."""
+        found = {
+            f"{name}.weights": self.weights,
+            f"{name}.scale": torch.tensor(self.scale, dtype=torch.float64),
+            f"{name}.normalise": torch.tensor(self.normalise),
+        }
+        return found if self.bias is None else found | {f"{name}.bias": self.bias}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], name: str) -> "LinearClassifier":
+        try:
+            return cls(
+                weights=tensors[f"{name}.weights"],
+                scale=tensors[f"{name}.scale"].item(),
+                bias=tensors.get(f"{name}.bias"),
+                normalise=bool(tensors[f"{name}.normalise"].item()),
+            )
+        except KeyError as error:
+            raise ArtifactError(f"classifier {name} lacks {error}: write the artefact again") from None

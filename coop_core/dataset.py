@@ -1,0 +1,101 @@
+"""The data set in its one normal form: data/raw -> class names and images with label, subset and digest."""
+
+import csv
+import io
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from coop_core.errors import DatasetError
+from coop_core.files import digest_json, read_json, write_json, write_text
+
+SCHEMA = 1
+Subset = Literal["train", "val", "test"]
+SUBSETS: tuple[Subset, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    path: str
+    """Relative to the data set's folder; `train.npy#12` is slice 12 of an array."""
+    label: int
+    subset: Subset
+    digest: str
+    """SHA-256 of the file's bytes or of the slice's."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    root: Path
+    name: str
+    class_names: tuple[str, ...]
+    """The words shown to the text tower; the position is the label."""
+    template: str
+    """The data set's own hand-written prompt, with one {} for the class name."""
+    images: tuple[LabelledImage, ...]
+    about: dict[str, Any]
+    """Title, licence, homepage, where it came from, and notes of its validation."""
+
+    @property
+    def digest(self) -> str:
+        """Changes with any image, label, subset, class name or the template; not with paths."""
+        images = sorted((image.digest, image.label, image.subset) for image in self.images)
+        return digest_json([self.class_names, self.template, images])
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images a class and subset: {class name: {subset: count}}."""
+        found = Counter((image.label, image.subset) for image in self.images)
+        return {
+            name: {subset: found[label, subset] for subset in SUBSETS} for label, name in enumerate(self.class_names)
+        }
+
+
+def words(class_folder: str) -> str:
+    """The words of a class folder: `forest_floor` -> `forest floor`, in composed Unicode."""
+    return " ".join(unicodedata.normalize("NFC", class_folder).replace("_", " ").split())
+
+
+def write_dataset(dataset: Dataset) -> None:
+    """Write dataset.json and manifest.csv into the data set's folder; the images are there already."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["path", "label", "subset", "digest"])
+    writer.writerows((image.path, image.label, image.subset, image.digest) for image in dataset.images)
+    write_text(dataset.root / "manifest.csv", table.getvalue())
+    write_json(
+        dataset.root / "dataset.json",
+        {
+            "schema": SCHEMA,
+            "name": dataset.name,
+            "class_names": list(dataset.class_names),
+            "template": dataset.template,
+            "digest": dataset.digest,
+            "counts": dataset.counts(),
+            "about": dataset.about,
+        },
+    )
+
+
+def read_dataset(root: Path) -> Dataset:
+    """Read what `write_dataset` wrote.
+
+    Raises
+    ------
+    DatasetError
+        When the folder is of another schema or was changed by hand.
+    """
+    card = read_json(root / "dataset.json")
+    if card.get("schema") != SCHEMA:
+        raise DatasetError(f"{root}/dataset.json has schema {card.get('schema')}, not {SCHEMA}: run `dvc repro`")
+    with (root / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        rows: Iterable[dict[str, Any]] = csv.DictReader(file)
+        images = tuple(LabelledImage(row["path"], int(row["label"]), row["subset"], row["digest"]) for row in rows)
+    dataset = Dataset(
+        root, card["name"], tuple(card["class_names"]), card["template"], images, card["about"]
+    )
+    if dataset.digest != card["digest"]:
+        raise DatasetError(f"{root}: manifest.csv and dataset.json do not belong together: run `dvc repro -f download`")
+    return dataset

@@ -1,0 +1,108 @@
+"""Images: a file or an array slice -> the pixels a backbone expects, at test time or as an augmented view."""
+
+import functools
+import hashlib
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from coop_core.errors import DatasetError
+from coop_core.files import digest_json, read_array
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read one image as upright RGB; `images.npy#12` is slice 12 of an array of grey or RGB images.
+
+    The colour conversion comes before any resizing, as in CoOp's data pipeline; photographs are turned as
+    their EXIF orientation says, which that pipeline does not do.
+
+    Raises
+    ------
+    DatasetError
+        When the file is missing, truncated or no image.
+    """
+    file, _, index = str(path).partition("#")
+    if index:
+        return Image.fromarray(_open_array(Path(file))[int(index)]).convert("RGB")
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise DatasetError(f"image {path} is missing") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"image {path} cannot be read ({error}): replace or remove it") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _open_array(path: Path) -> np.ndarray:
+    return read_array(path)
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """What an image tower was trained to see; part of every feature's identity."""
+
+    size: int
+    """Side of the square input in pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "squash"] = "shortest"
+    """shortest: shorter side to `size`, then the centre; squash: both sides to `size`."""
+
+    @property
+    def digest(self) -> str:
+        return digest_json(asdict(self))
+
+    def test_view(self, image: Image.Image) -> np.ndarray:
+        """The deterministic view (view 0): RGB image -> float32 (3, size, size), normalised."""
+        resampling = _RESAMPLING[self.interpolation]
+        if self.resize_mode == "squash":
+            return self._normalise(image.resize((self.size, self.size), resampling))
+        width, height = image.size
+        short = min(width, height)
+        resized = image.resize((self.size * width // short, self.size * height // short), resampling)
+        left, top = round((resized.width - self.size) / 2), round((resized.height - self.size) / 2)
+        return self._normalise(resized.crop((left, top, left + self.size, top + self.size)))
+
+    def training_view(self, image: Image.Image, rng: random.Random) -> np.ndarray:
+        """An augmented view: random resized crop (scale 0.08-1, aspect 3/4-4/3), flipped half of the time."""
+        box = _random_crop(*image.size, rng)
+        crop = image.resize((self.size, self.size), _RESAMPLING[self.interpolation], box=box)
+        if rng.random() < 0.5:
+            crop = ImageOps.mirror(crop)
+        return self._normalise(crop)
+
+    def view(self, image: Image.Image, *, view: int, seed: int, image_digest: str) -> np.ndarray:
+        """View 0 is the test view; any other depends on nothing but the image, the seed and its number."""
+        if view == 0:
+            return self.test_view(image)
+        entropy = hashlib.sha256(f"{seed}:{image_digest}:{view}".encode()).digest()
+        return self.training_view(image, random.Random(entropy))
+
+    def _normalise(self, image: Image.Image) -> np.ndarray:
+        pixels = np.asarray(image, dtype=np.float32) / 255.0                      # (size, size, 3)
+        pixels = (pixels - np.float32(self.mean)) / np.float32(self.std)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _random_crop(width: int, height: int, rng: random.Random) -> tuple[float, float, float, float]:
+    """The box of a random resized crop; after ten misses the largest centred box within the aspect range."""
+    for _ in range(10):
+        area = width * height * rng.uniform(0.08, 1.0)
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            return left, top, left + w, top + h
+    aspect = min(max(width / height, 3 / 4), 4 / 3)
+    w, h = min(width, height * aspect), min(height, width / aspect)
+    return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2

@@ -1,0 +1,162 @@
+"""params.yaml -> Params: every hyper-parameter of a run, checked at once.
+
+Hyper-parameters come from this file alone. The environment never changes one (see `pipelines.settings`),
+so that the values DVC records are the values that were used.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from coop_core.errors import ParamsError
+from coop_core.methods import MethodParams, load_method, method_names
+from coop_core.text_encoding import Precision
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetParams(Section):
+    source: str = Field(min_length=1)
+    """A dataset card (.yaml), a folder of class folders, or a CSV file with the columns path and label."""
+    test_fraction: float = Field(default=0.5, gt=0, lt=1)
+    """Share of each class kept for testing when the source names no test images."""
+    accept: list[Literal["duplicate-across-subsets", "duplicate-class-names"]] = []
+    """Faults of the images that are known and accepted; they are reported all the same."""
+
+
+class SplitParams(Section):
+    shots: int = Field(ge=1, le=1_000)
+    """Training images a class."""
+    curve_shots: list[Annotated[int, Field(ge=1)]] = []
+    """Fewer shots to train as well, for the few-shot curve; each set is part of the next larger one."""
+    classes: Literal["all", "base", "new"] = "all"
+    """base is the first half of the labels (rounded up), new the rest."""
+    test_per_class: int | None = Field(default=None, ge=1)
+    """At most so many test images a class, chosen independently of the seed; null takes all."""
+
+    @model_validator(mode="after")
+    def _curve_below_shots(self) -> "SplitParams":
+        if any(shots >= self.shots for shots in self.curve_shots):
+            raise ValueError(f"curve_shots {self.curve_shots} must all be below shots {self.shots}")
+        if len(set(self.curve_shots)) != len(self.curve_shots):
+            raise ValueError(f"curve_shots {self.curve_shots} names a number twice")
+        return self
+
+
+class BackboneParams(Section):
+    architecture: str = Field(min_length=1)
+    """`mini`, or any name open_clip knows: ViT-B-16-quickgelu, hf-hub:..., local-dir:..."""
+    pretrained: str | None = None
+    """open_clip's pretrained tag or a local checkpoint; null for mini, hf-hub: and local-dir:."""
+
+
+class FeatureParams(Section):
+    views: int = Field(default=1, ge=1, le=256)
+    """Encodings of each training image: view 0 is the test transform, the others random crops and flips."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images that go through the image tower together; changes speed and memory, not the features."""
+
+
+class TrainParams(Section):
+    epochs: int = Field(ge=1, le=10_000)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(ge=0, le=100)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1)
+    warmup_epochs: int = Field(default=1, ge=0)
+    """First epochs at the constant warm-up learning rate; the cosine starts after them."""
+    warmup_learning_rate: float = Field(default=1e-5, ge=0, le=1)
+    precision: Precision = "float32"
+    """What the frozen text tower computes in; context vectors, logits and loss stay in float32."""
+
+    @model_validator(mode="after")
+    def _warmup_inside_training(self) -> "TrainParams":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
+        return self
+
+
+class BaselineParams(Section):
+    ensemble_templates: list[str] = Field(min_length=1)
+    """Templates of the prompt ensemble; the data set's own template is added when it is not among them."""
+    linear_probe_steps: int = Field(default=8, ge=0, le=32)
+    """Refinement steps of the linear probe's regularisation search after its first grid."""
+
+    @model_validator(mode="after")
+    def _one_hole_each(self) -> "BaselineParams":
+        wrong = [template for template in self.ensemble_templates if template.count("{}") != 1]
+        if wrong:
+            raise ValueError(f"each template needs exactly one {{}}, unlike {wrong}")
+        return self
+
+
+class EvaluateParams(Section):
+    calibration_bins: int = Field(default=15, ge=2, le=100)
+    """Equally wide confidence bins of the reliability diagram and the expected calibration error."""
+
+
+def _method_params(value: Any) -> Any:
+    """Give the section to the class of the method it names."""
+    if isinstance(value, MethodParams):
+        return value
+    name = value.get("name") if isinstance(value, dict) else None
+    if name not in method_names():
+        raise ValueError(f"name is {name!r}, but the methods are: {', '.join(method_names())}")
+    return load_method(name).Params.model_validate(value)
+
+
+class Params(Section):
+    """All hyper-parameters of a run, as DVC tracks them."""
+
+    seed: int = Field(ge=0, lt=2**31)
+    """Chooses the few-shot images, the augmentation, the first context vectors and the order of batches."""
+    dataset: DatasetParams
+    split: SplitParams
+    backbone: BackboneParams
+    features: FeatureParams
+    method: Annotated[SerializeAsAny[MethodParams], BeforeValidator(_method_params)]
+    train: TrainParams
+    baselines: BaselineParams
+    evaluate: EvaluateParams
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read params.yaml as DVC does (YAML 1.2), so that 1e-3 is a number and no is a word.
+
+    Raises
+    ------
+    ParamsError
+        With every fault of the file in one message.
+    """
+    try:
+        tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing: run in the project's folder, or restore it with git") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    return parse_params(tree, where=str(path))
+
+
+def parse_params(tree: Any, *, where: str) -> Params:
+    """A parsed tree -> Params; `where` names its origin in errors."""
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        faults = "; ".join(_sentence(fault) for fault in error.errors(include_url=False))
+        raise ParamsError(f"{where}: {faults}") from None
+
+
+def _sentence(fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"]) or "the file"
+    if fault["type"] == "extra_forbidden":
+        return f"{key} is not a known key (check its spelling and its section)"
+    if fault["type"] == "missing":
+        return f"{key} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(fault["input"], dict | BaseModel) else f" (it is {fault['input']!r})"
+    return f"{key}: {message[0].lower()}{message[1:]}{given}"
