@@ -1,0 +1,1 @@
+"""Everything that has an effect: environment, services, DVC stages, MLflow and the command line."""

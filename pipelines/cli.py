@@ -1,0 +1,127 @@
+"""`coop`: the command line. Importing this module imports nothing heavy; each command does so in its body."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Prompt learning for CLIP-like models: train with `dvc repro`, answer and compare here.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="An artefact's folder, or NAME@ALIAS or NAME/VERSION in the registry.")
+]
+DEFAULT_MODEL = "artifacts/prompt"
+
+
+def main() -> None:
+    """Run a command; faults are one sentence and exit status 2."""
+    from pipelines import console
+
+    console.run(app)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[str], typer.Argument(help="Image files, or folders with images.", metavar="IMAGE...")],
+    model: Model = DEFAULT_MODEL,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to show an image.")] = 1,
+    classes: Annotated[str, typer.Option(help="Other class names, comma-separated; shared context only.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images through the image tower together.")] = 32,
+) -> None:
+    """Say what is on images: labels and probabilities."""
+    from pipelines import predicting
+    from pipelines.settings import choose_device, load_settings
+
+    settings = load_settings()
+    files = predicting.image_files([Path(image) for image in images])
+    class_names = predicting.parse_classes(classes)
+    predictor = predicting.load_predictor(model, settings, class_names=class_names, device=choose_device(settings))
+    unreadable = 0
+    for file, answer in predicting.answers(predictor, files, top=top, batch_size=batch_size):
+        unreadable += isinstance(answer, str)
+        typer.echo(predicting.as_json(file, answer) if as_json else predicting.as_line(file, answer))
+    if unreadable:
+        from coop_core.errors import DatasetError
+
+        raise DatasetError(f"{unreadable} of {len(files)} images could not be read; the others are answered above")
+
+
+@app.command()
+def compare(
+    limit: Annotated[int, typer.Option(min=1, help="At most so many runs, the newest first.")] = 20,
+    sort: Annotated[str, typer.Option(help="A column to sort by: when, accuracy, gain.")] = "when",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
+) -> None:
+    """Show tracked runs as a table."""
+    from pipelines.comparing import print_runs, run_rows
+    from pipelines.settings import load_settings
+
+    rows = run_rows(load_settings(), limit=limit, sort=sort)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        print_runs(rows)
+
+
+@app.command()
+def card(
+    model: Model = DEFAULT_MODEL,
+    as_json: Annotated[bool, typer.Option("--json", help="The card as it is stored.")] = False,
+) -> None:
+    """Show what made a learned prompt."""
+    import tempfile
+
+    from coop_core.artifact import read_artifact
+    from pipelines.predicting import find_artifact
+    from pipelines.settings import load_settings
+
+    with tempfile.TemporaryDirectory() as folder:
+        content = read_artifact(find_artifact(model, load_settings(), Path(folder))).card
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else _as_text(content))
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine's loopback address.")] = 5000,
+) -> None:
+    """Open MLflow's pages on the tracking database, on loopback, until Ctrl-C."""
+    import os
+    import sys
+
+    from coop_core.errors import ServiceError
+    from pipelines.settings import load_settings
+
+    settings = load_settings()
+    if settings.tracking_uri.startswith("http"):
+        raise ServiceError(f"the runs are on a server already: open {settings.tracking_uri} in a browser")
+    typer.echo(f"MLflow on http://127.0.0.1:{port}/#/experiments (ready in about 20 seconds; Ctrl-C ends it)")
+    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    words = ["mlflow", "server", "--backend-store-uri", settings.tracking_uri, "--host", "127.0.0.1", "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", *words])
+
+
+def _as_text(tree: Any, indent: str = "") -> str:
+    """A card for reading: one `key: value` a line, nested by indentation."""
+    lines = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            lines.append(f"{indent}{key}:")
+            lines.append(_as_text(value, indent + "  "))
+        elif isinstance(value, list):
+            shown = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
+            lines.append(f"{indent}{key}: {shown}")
+        else:
+            lines.append(f"{indent}{key}: {value}")
+    return "\n".join(line for line in lines if line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Comparing on the command line: tracked runs -> one table."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.table import Table
+
+from coop_core.errors import ServiceError
+from pipelines.console import console
+from pipelines.settings import Settings
+from pipelines.tracking import list_runs
+
+_ORDER = {"when": "start_time", "accuracy": "accuracy", "gain": "gain_over_zero_shot"}
+
+
+def run_rows(settings: Settings, *, limit: int, sort: str = "when") -> list[dict[str, Any]]:
+    """One flat object a run, the best or newest first.
+
+    Raises
+    ------
+    ServiceError
+        For an unknown sort column, or when MLflow does not answer.
+    """
+    if sort not in _ORDER:
+        raise ServiceError(f"--sort {sort} is not one of: {', '.join(_ORDER)}")
+    rows = []
+    for run in list_runs(settings, limit=limit):
+        tags, metrics = run["tags"], run["metrics"]
+        rows.append(
+            {
+                "run_id": run["run_id"],
+                "start_time": run["start_time"],
+                "version": f"{tags['coop.model']}/{tags['coop.version']}" if "coop.version" in tags else None,
+                **{key: tags.get(key) for key in ("dataset", "backbone", "method", "shots", "seed", "test_digest")},
+                **{key: metrics.get(key) for key in ("accuracy", "gain_over_zero_shot", "val_accuracy")},
+                "linear_probe": metrics.get("test/linear_probe/accuracy"),
+                "learning_rate": run["params"].get("train.learning_rate"),
+                "epochs": run["params"].get("train.epochs"),
+            }
+        )
+    return sorted(rows, key=lambda row: row[_ORDER[sort]] or 0, reverse=True)
+
+
+def print_runs(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        console.print("no finished runs yet: `dvc repro` makes one")
+        return
+    table = Table(title="Tracked runs")
+    for column in ("when (UTC)", "data set", "backbone", "method", "shots", "seed", "rate", "epochs"):
+        table.add_column(column)
+    for column in ("top-1", "zero-shot", "linear probe", "validation"):
+        table.add_column(column, justify="right")
+    table.add_column("version")
+    for row in rows:
+        when = datetime.fromtimestamp(row["start_time"] / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+        zero_shot = None if row["accuracy"] is None else row["accuracy"] - (row["gain_over_zero_shot"] or 0)
+        named = (row[key] or "-" for key in
+                 ("dataset", "backbone", "method", "shots", "seed", "learning_rate", "epochs"))  # fmt: skip
+        numbers = (row["accuracy"], zero_shot, row["linear_probe"], row["val_accuracy"])
+        table.add_row(when, *named, *(_percent(value) for value in numbers), row["version"] or "-")
+    console.print(table)
+    if len({row["test_digest"] for row in rows}) > 1:
+        console.print("These runs were judged on different test images; compare only rows of the same data set.")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,64 @@
+"""What a person sees in the terminal: log lines, progress, and one sentence for a fault."""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from coop_core.errors import CoopError
+
+FAULT = 2
+"""Exit status of anything the user can mend."""
+
+console = Console()
+_stderr = Console(stderr=True)
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Run a stage or a command: faults become one sentence on stderr and exit status 2."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=_stderr, show_time=False, show_path=False)]
+    )
+    for chatty in ("httpx", "alembic", "mlflow", "botocore", "root", "timm", "huggingface_hub", "transformers"):
+        logging.getLogger(chatty if chatty != "root" else None).setLevel(logging.WARNING)
+    logging.getLogger("pipelines").setLevel(logging.INFO)
+    # Progress bars of libraries would run through ours.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        main()
+    except CoopError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("stopped; finished stages are kept, and `dvc repro` goes on from here", status=130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        fail(f"cannot write{where} ({error.strerror}): free space or correct the rights, then run the same again")
+    sys.exit(0)
+
+
+def fail(sentence: str, *, status: int = FAULT) -> NoReturn:
+    _stderr.print(f"error: {sentence}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(status)
+
+
+@contextmanager
+def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar that appears with the first step -> a function of how many are done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[details]}"))  # fmt: skip
+    with Progress(*columns, console=_stderr) as bar:
+        task = bar.add_task(what, total=total, visible=False, details="")
+
+        def update(done: int, total: int | None = total, *, details: str = "") -> None:
+            bar.update(task, completed=done, total=total, details=details, visible=True)
+
+        yield update

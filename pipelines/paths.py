@@ -1,0 +1,20 @@
+"""Where the stages read and write, relative to the project's folder; dvc.yaml names the same places."""
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+RAW = Path("data/raw")
+SPLIT = Path("artifacts/split.json")
+FEATURES = Path("artifacts/features")
+BASELINES = Path("artifacts/baselines")
+PROMPT = Path("artifacts/prompt")
+CURVE_PROMPTS = Path("artifacts/curve_prompts")
+EVALUATION = Path("artifacts/evaluation")
+METRICS = Path("artifacts/metrics.json")
+REPORT = Path("artifacts/report")
+TRACKED = Path("artifacts/tracked.json")
+
+DOWNLOADS = Path("downloads")
+"""Below the cache folder, as are the next two."""
+FEATURE_STORE = Path("features")
+CHECKPOINTS = Path("checkpoints")

@@ -1,0 +1,43 @@
+"""baselines: class names and few-shot features -> artifacts/baselines, three classifiers to beat."""
+
+import numpy as np
+
+from coop_core import baselines
+from coop_core.backbone import load_backbone
+from coop_core.files import read_array, write_json, write_tensors
+from coop_core.params import load_params
+from coop_core.split import read_split
+from pipelines import console, paths
+from pipelines.settings import choose_device, load_settings
+
+
+def main() -> None:
+    params = load_params(paths.PARAMS)
+    split = read_split(paths.SPLIT)
+    backbone = load_backbone(
+        params.backbone.architecture, params.backbone.pretrained, device=choose_device(load_settings())
+    )
+    templates = params.baselines.ensemble_templates
+    zero_shot = baselines.zero_shot(backbone, split.class_names, split.template)
+    ensemble = baselines.prompt_ensemble(backbone, split.class_names, templates, own_template=split.template)
+    tensors = zero_shot.tensors("zero-shot") | ensemble.tensors("prompt ensemble")
+    train, val = read_array(paths.FEATURES / "train.npy"), read_array(paths.FEATURES / "val.npy")
+    probes = {}
+    for shots in [params.split.shots, *params.split.curve_shots]:
+        images = split.shots_subset(shots)
+        probe = baselines.linear_probe(
+            np.asarray(train[: len(images), 0]),
+            np.array([image.label for image in images]),
+            np.asarray(val[:, 0]),
+            np.array([image.label for image in split.val]),
+            steps=params.baselines.linear_probe_steps,
+        )
+        tensors |= probe.classifier.tensors(f"linear probe {shots}")
+        probes[str(shots)] = {"regularisation": probe.regularisation, "val_accuracy": probe.val_accuracy}
+    write_tensors(paths.BASELINES / "classifiers.safetensors", tensors)
+    card = {"template": split.template, "ensemble_templates": templates, "linear_probes": probes}
+    write_json(paths.BASELINES / "card.json", {**card, "linear_probe": probes[str(params.split.shots)]})
+
+
+if __name__ == "__main__":
+    console.run(main)

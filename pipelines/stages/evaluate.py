@@ -1,0 +1,113 @@
+"""evaluate: learned prompt, baselines and test features -> metrics; the only stage that reads the test images."""
+
+import csv
+import io
+from typing import Any
+
+import numpy as np
+import torch
+
+from coop_core.artifact import Artifact, read_artifact, restore_learner
+from coop_core.backbone import load_backbone
+from coop_core.classifier import LinearClassifier
+from coop_core.evaluation import Evaluation, evaluate
+from coop_core.features import normalised
+from coop_core.files import read_array, read_tensors, write_json, write_text
+from coop_core.params import Params, load_params
+from coop_core.split import Split, read_split
+from pipelines import console, paths
+
+BASELINES = ("zero-shot", "prompt ensemble", "linear probe")
+
+
+def main() -> None:
+    params = load_params(paths.PARAMS)
+    split = read_split(paths.SPLIT)
+    features = torch.from_numpy(np.array(read_array(paths.FEATURES / "test.npy")[:, 0]))      # (n, d)
+    labels = np.array([image.label for image in split.test])
+    tensors, _ = read_tensors(paths.BASELINES / "classifiers.safetensors")
+
+    def judge(probabilities: np.ndarray) -> Evaluation:
+        return evaluate(
+            probabilities, labels, split.class_names, calibration_bins=params.evaluate.calibration_bins
+        )
+
+    def baseline(name: str) -> np.ndarray:
+        return LinearClassifier.from_tensors(tensors, name).probabilities(features).numpy()
+
+    method = params.method.name
+    learned = learned_probabilities(read_artifact(paths.PROMPT), features)
+    evaluations = {
+        "zero-shot": judge(baseline("zero-shot")),
+        "prompt ensemble": judge(baseline("prompt ensemble")),
+        "linear probe": judge(baseline(f"linear probe {params.split.shots}")),
+        method: judge(learned),
+    }
+    few_shot_curve = [
+        {
+            "shots": shots,
+            method: judge(
+                learned_probabilities(read_artifact(paths.CURVE_PROMPTS / f"{shots}_shots"), features)
+            ).accuracy,
+            "linear probe": judge(baseline(f"linear probe {shots}")).accuracy,
+        }
+        for shots in sorted(params.split.curve_shots)
+    ]
+    few_shot_curve.append(
+        {"shots": params.split.shots, **{name: evaluations[name].accuracy for name in (method, "linear probe")}}
+    )
+    write_json(paths.EVALUATION / "evaluation.json", _report(params, split, evaluations, few_shot_curve))
+    write_text(paths.EVALUATION / "predictions.csv", _predictions(split, learned))
+    write_json(paths.METRICS, headline(evaluations))
+
+
+def learned_probabilities(artifact: Artifact, features: torch.Tensor) -> np.ndarray:
+    """Of the test images, by the classifier the prompt collapsed to, or by the method where it cannot."""
+    if artifact.class_weights is not None:
+        return artifact.class_weights.probabilities(features).numpy()
+    ours = artifact.card["backbone"]
+    learner = restore_learner(artifact, load_backbone(ours["architecture"], ours["pretrained"]))
+    with torch.no_grad():
+        return learner(normalised(features.numpy())).softmax(dim=-1).numpy()
+
+
+def headline(evaluations: dict[str, Evaluation]) -> dict[str, Any]:
+    """The few numbers a classifier that `dvc metrics` compares."""
+    zero_shot = evaluations["zero-shot"].accuracy
+    return {
+        name: {
+            "accuracy": e.accuracy,
+            "gain_over_zero_shot": e.accuracy - zero_shot,
+            "macro_f1": e.macro_f1,
+            "calibration_error": e.calibration_error,
+        }
+        for name, e in evaluations.items()
+    }
+
+
+def _report(
+    params: Params, split: Split, evaluations: dict[str, Evaluation], few_shot_curve: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "dataset": split.dataset_name,
+        "class_names": list(split.class_names),
+        "shots": params.split.shots,
+        "seed": params.seed,
+        "test_digest": split.test_digest,
+        "method": params.method.name,
+        "classifiers": {name: e.as_dict() for name, e in evaluations.items()},
+        "few_shot_curve": few_shot_curve,
+    }
+
+
+def _predictions(split: Split, probabilities: np.ndarray) -> str:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["path", "label", "predicted", "confidence"])
+    for image, row in zip(split.test, probabilities, strict=True):
+        writer.writerow([image.path, image.label, int(row.argmax()), float(row.max())])
+    return table.getvalue()
+
+
+if __name__ == "__main__":
+    console.run(main)

