@@ -40,7 +40,7 @@ def import_dataset(
     *,
     test_fraction: float,
     accept: Collection[str] = (),
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Dataset:
     """Read the data set that `card` describes below `folder` and write its normal form into `target`.
 

@@ -31,8 +31,11 @@ def nearest_words(tower: TextTower, context_vectors: Tensor, *, count: int = 3) 
 
 
 def _vocabulary(tower: TextTower) -> Tensor:
+    """Every token's embedding; special tokens are no words and stand infinitely far away."""
     ids = torch.arange(tower.vocabulary_size, device=tower.device)
-    return torch.cat([tower.embed(part) for part in ids.split(_CHUNK)])
+    table = torch.cat([tower.embed(part) for part in ids.split(_CHUNK)])
+    table[list(tower.tokenizer.special_ids)] = 1e4
+    return table
 
 
 def _nearest(table: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:

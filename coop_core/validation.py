@@ -60,7 +60,7 @@ def check_classes(class_names: Sequence[str], findings: Findings, *, accept: Col
 
 
 def check_files(
-    samples: Sequence[Sample], findings: Findings, *, progress: Callable[[int], object] = lambda done: None
+    samples: Sequence[Sample], findings: Findings, *, progress: Callable[[int, int], object] = lambda done, total: None
 ) -> list[str]:
     """Decode every image -> its SHA-256 ("" where it cannot be read); unreadable ones are a fault."""
     digests: list[str] = []
@@ -70,7 +70,7 @@ def check_files(
             digests.append(digest)
             if error:
                 unreadable.append(error)
-            progress(len(digests))
+            progress(len(digests), len(samples))
     findings.add("images cannot be read (replace or remove them)", unreadable)
     return digests
 

@@ -103,7 +103,6 @@ def ui(
     if settings.tracking_uri.startswith("http"):
         raise ServiceError(f"the runs are on a server already: open {settings.tracking_uri} in a browser")
     typer.echo(f"MLflow on http://127.0.0.1:{port}/#/experiments (ready in about 20 seconds; Ctrl-C ends it)")
-    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     words = ["mlflow", "server", "--backend-store-uri", settings.tracking_uri, "--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", *words])
 

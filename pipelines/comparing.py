@@ -1,8 +1,8 @@
 """Comparing on the command line: tracked runs -> one table."""
 
-from datetime import UTC, datetime
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from coop_core.errors import ServiceError
@@ -45,23 +45,21 @@ def print_runs(rows: list[dict[str, Any]]) -> None:
     if not rows:
         console.print("no finished runs yet: `dvc repro` makes one")
         return
-    table = Table(title="Tracked runs")
-    for column in ("when (UTC)", "data set", "backbone", "method", "shots", "seed", "rate", "epochs"):
-        table.add_column(column)
-    for column in ("top-1", "zero-shot", "linear probe", "validation"):
-        table.add_column(column, justify="right")
-    table.add_column("version")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("version", "data set", "backbone", "method"):
+        table.add_column(column, overflow="fold")
+    for column in ("shots", "seed", "rate", "top-1", "gain", "probe", "val"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        when = datetime.fromtimestamp(row["start_time"] / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-        zero_shot = None if row["accuracy"] is None else row["accuracy"] - (row["gain_over_zero_shot"] or 0)
-        named = (row[key] or "-" for key in
-                 ("dataset", "backbone", "method", "shots", "seed", "learning_rate", "epochs"))  # fmt: skip
-        numbers = (row["accuracy"], zero_shot, row["linear_probe"], row["val_accuracy"])
-        table.add_row(when, *named, *(_percent(value) for value in numbers), row["version"] or "-")
+        named = (row[key] or "-" for key in ("version", "dataset", "backbone", "method"))
+        numbers = (row[key] or "-" for key in ("shots", "seed", "learning_rate"))
+        accuracies = (row[key] for key in ("accuracy", "gain_over_zero_shot", "linear_probe", "val_accuracy"))
+        table.add_row(*named, *numbers, *(_percent(value) for value in accuracies))
     console.print(table)
+    console.print("Percent of test images; gain over zero-shot, linear probe and validation beside it.")
     if len({row["test_digest"] for row in rows}) > 1:
-        console.print("These runs were judged on different test images; compare only rows of the same data set.")
+        console.print("These runs were judged on different test images: compare rows of the same data set and split.")
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else f"{100 * value:.1f}"

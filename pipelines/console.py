@@ -2,7 +2,7 @@
 
 import errno
 import logging
-import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from coop_core.errors import CoopError
+from pipelines.environment import quiet_libraries
 
 FAULT = 2
 """Exit status of anything the user can mend."""
@@ -26,11 +27,11 @@ def run(main: Callable[[], object]) -> NoReturn:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=_stderr, show_time=False, show_path=False)]
     )
-    for chatty in ("httpx", "alembic", "mlflow", "botocore", "root", "timm", "huggingface_hub", "transformers"):
-        logging.getLogger(chatty if chatty != "root" else None).setLevel(logging.WARNING)
-    logging.getLogger("pipelines").setLevel(logging.INFO)
-    # Progress bars of libraries would run through ours.
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger().setLevel(logging.WARNING)
+    for ours in ("pipelines", "coop_core"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    quiet_libraries()
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
     except CoopError as error:
@@ -43,6 +44,11 @@ def run(main: Callable[[], object]) -> NoReturn:
         where = f" at {error.filename}" if error.filename else ""
         fail(f"cannot write{where} ({error.strerror}): free space or correct the rights, then run the same again")
     sys.exit(0)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Let a polite kill unwind like Ctrl-C, so that open MLflow runs are closed as failed."""
+    raise KeyboardInterrupt
 
 
 def fail(sentence: str, *, status: int = FAULT) -> NoReturn:

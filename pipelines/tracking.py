@@ -6,6 +6,7 @@ The only module that talks to MLflow's tracking server and registry.
 import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -221,6 +222,7 @@ def _log_model(mlflow: Any, record: RunRecord) -> Any:
         # Code without caches: the folder is copied as it is.
         code = Path(clean) / "coop_core"
         shutil.copytree(Path(__file__).parents[1] / "coop_core", code, ignore=shutil.ignore_patterns("__pycache__"))
+        warnings.filterwarnings("ignore", message=".*input example was not provided")  # the signature is written out
         return mlflow.pyfunc.log_model(
             name="prompt",
             python_model=str(Path(__file__).with_name("prompt_model.py")),

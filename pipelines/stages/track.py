@@ -109,7 +109,6 @@ def _datasets(split: Split) -> list[DatasetInput]:
     def rows(images: tuple[SplitImage, ...]) -> dict[str, list[Any]]:
         return {
             "path": [image.path for image in images],
-            "label": [image.label for image in images],
             "class_name": [split.class_names[image.label] for image in images],
             "sha256": [image.digest for image in images],
         }
