@@ -1,6 +1,7 @@
 """Archives from elsewhere: zip or tar -> files that stay inside their folder and below a size."""
 
 import gzip
+import lzma
 import shutil
 import tarfile
 import zipfile
@@ -36,7 +37,7 @@ def unpack(archive: Path, target: Path, *, max_bytes: int = MAX_BYTES) -> None:
         partial.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
         raise DatasetError(f"archive {archive} is damaged ({error}): delete it and fetch it again") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -47,6 +48,8 @@ def read_gzip(path: Path, *, max_bytes: int) -> bytes:
     try:
         with gzip.open(path) as file:
             content = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise DatasetError(f"{path} is missing: put it there, or name its sources in the card") from None
     except (zlib.error, gzip.BadGzipFile, EOFError) as error:
         raise DatasetError(f"{path} is damaged ({error}): delete it and fetch it again") from None
     if len(content) > max_bytes:
@@ -60,6 +63,8 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
             for entry in zipped.infolist():
                 if (entry.external_attr >> 16) & 0o170000 == 0o120000:
                     raise DatasetError(f"archive {archive} holds a link, {entry.filename!r}: it is not extracted")
+                if entry.flag_bits & 1:
+                    raise DatasetError(f"archive {archive} is locked by a password: unlock it and pack it again")
                 if not entry.is_dir():
                     with zipped.open(entry) as stream:
                         yield entry.filename, stream
@@ -74,6 +79,8 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                         f"archive {archive} holds {member.name!r}, which is no regular file: it is not extracted"
                     )
                 yield member.name, stream_or_none
+            while tarred.fileobj is not None and tarred.fileobj.read(1 << 20):
+                pass  # to the end, where a compressed stream keeps its checksum
     else:
         raise DatasetError(f"archive {archive} is neither zip nor tar: check the card's file")
 

@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from coop_core.backbone import Backbone, digest_tensors
 from coop_core.classifier import LinearClassifier
 from coop_core.errors import ArtifactError
 from coop_core.files import read_json, read_tensors, write_json, write_tensors
 from coop_core.images import ImageTransform
-from coop_core.methods import MethodParams, load_method, method_names
+from coop_core.methods import Learner, MethodParams, load_method, method_names
 from coop_core.split import Split
 
 SCHEMA = 1
+_REQUIRED = ("method", "backbone", "class_names", "data", "digests")
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "numpy", "scikit-learn")
 
 
@@ -41,13 +42,14 @@ class Artifact:
 
     @property
     def transform(self) -> ImageTransform:
-        constants = self.card["backbone"]["transform"]
-        return ImageTransform(**{k: tuple(v) if isinstance(v, list) else v for k, v in constants.items()})
+        constants = dict(self.card["backbone"]["transform"])
+        mean, std = tuple(constants.pop("mean")), tuple(constants.pop("std"))
+        return ImageTransform(mean=mean, std=std, **constants)
 
 
 def make_card(
     *,
-    learner: nn.Module,
+    learner: Learner,
     method: MethodParams,
     backbone: Backbone,
     split: Split,
@@ -89,7 +91,7 @@ def make_card(
     }
 
 
-def write_artifact(folder: Path, learner: nn.Module, card: dict[str, Any], *, logit_scale: float) -> None:
+def write_artifact(folder: Path, learner: Learner, card: dict[str, Any], *, logit_scale: float) -> None:
     """Write the three files; the card comes last, so that a folder with a card is whole."""
     state = learner.state_dict()
     digests = {"context": digest_tensors(state)}
@@ -114,7 +116,9 @@ def read_artifact(folder: Path) -> Artifact:
     card = read_json(folder / "card.json")
     if not isinstance(card, dict) or card.get("schema") != SCHEMA:
         raise ArtifactError(f"{folder}/card.json is not a card of schema {SCHEMA}: train again with `dvc repro`")
-    digests = card.get("digests", {})
+    if missing := [key for key in _REQUIRED if not card.get(key)]:
+        raise ArtifactError(f"{folder}/card.json lacks {', '.join(missing)}: restore it, or train again")
+    digests = card["digests"]
     state, _ = read_tensors(folder / "context.safetensors")
     _check_digest(folder / "context.safetensors", state, digests.get("context"))
     classifier = None
@@ -143,7 +147,7 @@ def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
         )
 
 
-def restore_learner(artifact: Artifact, backbone: Backbone, class_names: Sequence[str] | None = None) -> nn.Module:
+def restore_learner(artifact: Artifact, backbone: Backbone, class_names: Sequence[str] | None = None) -> Learner:
     """The trained method again, for its own classes or re-bound to others.
 
     Raises
@@ -158,7 +162,7 @@ def restore_learner(artifact: Artifact, backbone: Backbone, class_names: Sequenc
     module = load_method(params["name"])
     wanted = tuple(class_names or artifact.class_names)
     try:
-        learner: nn.Module = module.build(
+        learner: Learner = module.build(
             module.Params.model_validate(params),
             backbone=backbone,
             class_names=wanted,
@@ -175,7 +179,7 @@ def restore_learner(artifact: Artifact, backbone: Backbone, class_names: Sequenc
     return learner
 
 
-def _load_state(learner: nn.Module, state: dict[str, Tensor]) -> None:
+def _load_state(learner: Learner, state: dict[str, Tensor]) -> None:
     own = {name: tuple(tensor.shape) for name, tensor in learner.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if own != given:

@@ -59,8 +59,9 @@ def linear_probe(
 ) -> LinearProbe:
     """Logistic regression on image tower outputs (n, d), not normalised, as published with CoOp.
 
-    C is searched on the validation images: a coarse grid, then `steps` halvings of the log interval around
-    the best (ties go to the smaller C). Without validation images C is 1. The test images are never asked.
+    C is searched on the validation images: a coarse grid, then `steps` comparisons of the ends of the log
+    interval around its best, which halves each time (ties go to the smaller C); never worse than the grid.
+    Without validation images C is 1. The test images are never asked.
 
     The L2 optimum lies in the span of the training features, so with fewer images than dimensions the fit runs
     on their coordinates in that span: the same classifier, many times faster.
@@ -78,19 +79,15 @@ def linear_probe(
 
     if not len(val_labels):
         return LinearProbe(_as_classifier(fitted(1.0), basis), 1.0, None)
-    best = max(COARSE_GRID, key=score)
+    chosen = best = max(COARSE_GRID, key=score)
     left, right = 0.1 * best, 10.0 * best
-    left_score, right_score = score(left), score(right)
     for _ in range(steps):
+        chosen = left if score(left) >= score(right) else right
         middle = 10 ** ((np.log10(left) + np.log10(right)) / 2)
-        if left_score < right_score:
-            left, left_score = middle, score(middle)
-        else:
-            right, right_score = middle, score(middle)
-    chosen, accuracy = (left, left_score) if left_score >= right_score else (right, right_score)
-    if score(best) > accuracy:  # the refinement may lose what the grid had found
-        chosen, accuracy = best, score(best)
-    return LinearProbe(_as_classifier(fitted(chosen), basis), float(chosen), accuracy)
+        left, right = (left, middle) if chosen == left else (middle, right)
+    if score(best) > score(chosen):
+        chosen = best
+    return LinearProbe(_as_classifier(fitted(chosen), basis), float(chosen), score(chosen))
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, c: float) -> Any:

@@ -1,5 +1,6 @@
 """Dataset cards: a YAML card, a folder or a CSV file -> what the data set is and how to read it."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -7,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from coop_core.dataset import words
+from coop_core.dataset import has_one_hole, words
 from coop_core.errors import DatasetError
 
 Layout = Literal["folders", "csv", "split-json", "idx"]
@@ -32,7 +33,7 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[\w][\w.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
     title: str = ""
     licence: str = "not stated"
     homepage: str = ""
@@ -49,7 +50,7 @@ class Card(BaseModel):
     @field_validator("template")
     @classmethod
     def _one_hole(cls, template: str) -> str:
-        if template.count("{}") != 1:
+        if not has_one_hole(template):
             raise ValueError("needs exactly one {} for the class name")
         return template
 
@@ -97,5 +98,4 @@ def _read_card(path: Path) -> Card:
 
 
 def _plain_name(folder: Path) -> str:
-    name = "".join(c if c.isalnum() or c in "_.-" else "-" for c in folder.resolve().name)
-    return name.lstrip(".-") or "images"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip(".-") or "images"

@@ -4,9 +4,10 @@ import csv
 import io
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal
 
 from coop_core.errors import DatasetError
@@ -48,14 +49,27 @@ class Dataset:
     def counts(self) -> dict[str, dict[str, int]]:
         """Images a class and subset: {class name: {subset: count}}."""
         found = Counter((image.label, image.subset) for image in self.images)
-        return {
-            name: {subset: found[label, subset] for subset in SUBSETS} for label, name in enumerate(self.class_names)
-        }
+        names = distinct(self.class_names)
+        return {name: {subset: found[label, subset] for subset in SUBSETS} for label, name in enumerate(names)}
 
 
 def words(class_folder: str) -> str:
     """The words of a class folder: `forest_floor` -> `forest floor`, in composed Unicode."""
     return " ".join(unicodedata.normalize("NFC", class_folder).replace("_", " ").split())
+
+
+def distinct(class_names: Sequence[str]) -> list[str]:
+    """Class names as keys: a name that stands twice gets its label."""
+    counts = Counter(class_names)
+    return [f"{name} (label {label})" if counts[name] > 1 else name for label, name in enumerate(class_names)]
+
+
+def has_one_hole(template: str) -> bool:
+    """Whether a template takes a class name and nothing else."""
+    try:
+        return [field for _, field, _, _ in Formatter().parse(template) if field is not None] == [""]
+    except ValueError:
+        return False
 
 
 def write_dataset(dataset: Dataset) -> None:

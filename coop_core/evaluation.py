@@ -1,10 +1,13 @@
 """Evaluation: probabilities and labels of the test images -> the numbers of one classifier, in full precision."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
+from coop_core.dataset import distinct
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def evaluate(
         calibration_error=sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / len(labels),
         class_accuracy={
             name: float(row[label] / row.sum()) if row.sum() else 0.0
-            for label, (name, row) in enumerate(zip(_distinct(class_names), confusion, strict=True))
+            for label, (name, row) in enumerate(zip(distinct(class_names), confusion, strict=True))
         },
         confusion=confusion.tolist(),
         calibration=bins,
@@ -82,14 +85,10 @@ def _macro_f1(confusion: np.ndarray) -> float:
 def _calibration(confidence: np.ndarray, hits: np.ndarray, count: int) -> list[CalibrationBin]:
     edges = np.linspace(0, 1, count + 1)
     found = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         n = int(inside.sum())
         mean = (float(confidence[inside].mean()), float(hits[inside].mean())) if n else (0.0, 0.0)
         found.append(CalibrationBin(float(low), float(high), n, *mean))
     return found
 
-
-def _distinct(class_names: Sequence[str]) -> list[str]:
-    """Class names as keys: a repeated name gets its label."""
-    return [name if class_names.index(name) == i else f"{name} (label {i})" for i, name in enumerate(class_names)]

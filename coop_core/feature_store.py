@@ -39,8 +39,9 @@ class FeatureStore:
     def add(self, keys: Sequence[Key], rows: np.ndarray) -> None:
         """Append rows (n, width), float32; keys that another process has added meanwhile stay as they are."""
         with self._locked():
-            self._refresh()
-            new = [i for i, key in enumerate(keys) if key not in self._known]
+            self._refresh(cut_torn_line=True)
+            first = {key: i for i, key in reversed(list(enumerate(keys)))}
+            new = sorted(i for key, i in first.items() if key not in self._known)
             with self._rows.open("r+b" if self._rows.exists() else "w+b") as file:
                 file.seek(len(self._known) * self.width * 4)
                 file.write(np.ascontiguousarray(rows[new], dtype=np.float32).tobytes())
@@ -51,17 +52,18 @@ class FeatureStore:
 
     def get(self, keys: Sequence[Key]) -> np.ndarray:
         """The rows of known keys, (n, width)."""
-        if not self._known:
-            return np.zeros((len(keys), self.width), dtype=np.float32)
+        wanted = [self._known[key] for key in keys]
+        if not wanted:
+            return np.zeros((0, self.width), dtype=np.float32)
         rows = np.memmap(self._rows, dtype=np.float32, mode="r", shape=(len(self._known), self.width))
-        return np.asarray(rows[[self._known[key] for key in keys]])
+        return np.asarray(rows[wanted])
 
-    def _refresh(self) -> None:
-        """Read index lines written since the last look; a torn last line does not count and is cut off."""
+    def _refresh(self, *, cut_torn_line: bool = False) -> None:
+        """Read the index again; a torn last line does not count, and whoever holds the lock cuts it off."""
         if not self._index.exists():
             return
         lines = self._index.read_text().split("\n")
-        if lines[-1]:
+        if lines[-1] and cut_torn_line:
             with self._index.open("r+") as file:
                 file.truncate(sum(len(line) + 1 for line in lines[:-1]))
         if len(lines) - 1 > len(self._known):

@@ -77,7 +77,7 @@ def read_array(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: run the stage that writes it with `dvc repro`") from None
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise ArtifactError(f"{path} is damaged ({error}): delete it and run `dvc repro`") from None
 
 

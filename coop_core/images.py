@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import random
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from coop_core.files import digest_json, read_array
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
+_SLICE = re.compile(r"(?P<file>.+\.npy)#(?P<index>\d+)")
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -29,20 +31,40 @@ def read_image(path: Path) -> Image.Image:
     DatasetError
         When the file is missing, truncated or no image.
     """
-    file, _, index = str(path).partition("#")
-    if index:
-        return Image.fromarray(_open_array(Path(file))[int(index)]).convert("RGB")
+    if match := _SLICE.fullmatch(path.name):
+        array = path.with_name(match["file"])
+        return Image.fromarray(_open_array(array, array.stat().st_mtime_ns)[int(match["index"])]).convert("RGB")
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(image)
     except FileNotFoundError:
         raise DatasetError(f"image {path} is missing") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"image {path} cannot be read ({error}): replace or remove it") from None
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any opened image, upright, as 8-bit RGB; 16-bit grey is scaled, transparency dropped.
+
+    Raises
+    ------
+    OSError
+        For truncated files, and floating-point pixels, whose range nobody knows.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise OSError("floating-point pixels")
+    if image.mode.startswith("I"):
+        wide = np.asarray(image, dtype=np.int64).clip(0, 65535)
+        return Image.fromarray((wide // 257).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
 @functools.lru_cache(maxsize=8)
-def _open_array(path: Path) -> np.ndarray:
+def _open_array(path: Path, modified: int) -> np.ndarray:
+    """`modified` only tells apart what a path held at different times."""
     return read_array(path)
 
 
@@ -89,8 +111,8 @@ class ImageTransform:
         return self.training_view(image, random.Random(entropy))
 
     def _normalise(self, image: Image.Image) -> np.ndarray:
-        pixels = np.asarray(image, dtype=np.float32) / 255.0                      # (size, size, 3)
-        pixels = (pixels - np.float32(self.mean)) / np.float32(self.std)
+        pixels: np.ndarray = np.asarray(image, dtype=np.float32) / 255.0          # (size, size, 3)
+        pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

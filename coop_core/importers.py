@@ -59,9 +59,8 @@ def import_dataset(
     digests = validation.check_files(samples, findings, progress=progress)
     subsets = _assign_subsets(samples, digests, test_fraction=test_fraction)
     validation.check_duplicates(samples, digests, subsets, findings, accept=accept)
-    labels = {name: label for label, name in reversed(list(enumerate(class_names)))}
     images = tuple(
-        LabelledImage(f"images/{sample.file.relative_to(folder).as_posix()}", labels[sample.class_name], subset, digest)
+        LabelledImage(f"images/{sample.file.relative_to(folder).as_posix()}", sample.label, subset, digest)
         for sample, subset, digest in zip(samples, subsets, digests, strict=True)
     )
     dataset = _dataset(card, target, class_names, images, findings)
@@ -98,15 +97,16 @@ def _assign_subsets(samples: Sequence[Sample], digests: Sequence[str], *, test_f
     """
     if any(sample.subset for sample in samples):
         return [sample.subset or "train" for sample in samples]
-    by_class: dict[str, set[str]] = defaultdict(set)
+    by_class: dict[int, set[str]] = defaultdict(set)
     for sample, digest in zip(samples, digests, strict=True):
-        by_class[sample.class_name].add(digest)
-    held_out = set()
-    for name, unique in by_class.items():
+        by_class[sample.label].add(digest)
+    held_out: set[tuple[int, str]] = set()
+    for label, unique in by_class.items():
         ranked = sorted(unique, key=lambda digest: digest_bytes(f"test:{digest}".encode()))
-        held_out.update((name, digest) for digest in ranked[: max(1, round(len(ranked) * test_fraction))])
+        count = min(max(1, round(len(ranked) * test_fraction)), len(ranked) - 1)
+        held_out.update((label, digest) for digest in ranked[:count])
     return [
-        "test" if (sample.class_name, digest) in held_out else "train"
+        "test" if (sample.label, digest) in held_out else "train"
         for sample, digest in zip(samples, digests, strict=True)
     ]
 
@@ -119,14 +119,15 @@ def _read_folders(card: Card, folder: Path, findings: Findings) -> tuple[list[Sa
         class_folders = [(subset, path) for parent, subset in by_subset.items() for path in _subfolders(parent)]
     else:
         class_folders = [(None, path) for path in top]
+    labels, class_names = _labels(card, {path.name for _, path in class_folders}, findings)
     samples, left_out = [], []
     for subset, class_folder in class_folders:
-        files = sorted(path for path in class_folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-        images = [path for path in files if path.suffix.lower() in SUFFIXES]
+        files = sorted(path for path in class_folder.rglob("*") if path.is_file() and not _hidden(path, class_folder))
         left_out += [path.relative_to(folder).as_posix() for path in files if path.suffix.lower() not in SUFFIXES]
-        samples += [Sample(path, card.class_words(class_folder.name), subset) for path in images]
+        samples += [
+            Sample(path, labels[class_folder.name], subset) for path in files if path.suffix.lower() in SUFFIXES
+        ]
     findings.add("files without an image suffix were left out", left_out, accepted=True)
-    class_names = _class_names(card, {path.name for _, path in class_folders}, findings)
     if not samples:
         findings.add("no images found; expected one folder a class in", [str(folder)])
     return samples, class_names
@@ -135,28 +136,36 @@ def _read_folders(card: Card, folder: Path, findings: Findings) -> tuple[list[Sa
 def _read_csv(card: Card, folder: Path, findings: Findings) -> tuple[list[Sample], list[str]]:
     """A header with path and label, and subset where the source decides it; paths relative to the file."""
     path = folder / card.index
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        header = {name: next((c for c in reader.fieldnames or [] if c.lower() in known), None)
-                  for name, known in _CSV_COLUMNS.items()}  # fmt: skip
-        if not header["path"] or not header["label"]:
-            raise DatasetError(f"{path} needs the columns path and label; it has: {', '.join(reader.fieldnames or [])}")
-        rows = list(reader)
-    samples, missing, subsets = [], [], set()
-    for line, row in enumerate(rows, start=2):
-        name, label = (row[header["path"]] or "").strip(), (row[header["label"]] or "").strip()
-        subset = (row[header["subset"]] or "").strip().lower() if header["subset"] else ""
-        if not name or not label:
-            missing.append(f"line {line}")
-            continue
-        if subset and subset not in _SUBSET_NAMES:
-            subsets.add(f"line {line} ({subset!r})")
-        samples.append(Sample(folder / name, card.class_words(label), _SUBSET_NAMES.get(subset)))
+    header, rows = _csv_rows(path)
+    cells = [{name: (row[column] or "").strip() if column else "" for name, column in header.items()} for row in rows]
+    complete = [cell for cell in cells if cell["path"] and cell["label"]]
+    missing = [f"line {line}" for line, cell in enumerate(cells, start=2) if not (cell["path"] and cell["label"])]
+    unknown = {cell["subset"].lower() for cell in cells} - {""} - set(_SUBSET_NAMES)
     findings.add(f"lines of {path.name} lack a path or a label", missing)
-    findings.add(f"lines of {path.name} name a subset other than train, val, test", subsets)
-    labels = {(row[header["label"]] or "").strip() for row in rows} - {""}
-    _check_inside(samples, folder, findings)
-    return samples, _class_names(card, labels, findings)
+    findings.add(f"subsets of {path.name} other than train, val, test", unknown)
+    labels, class_names = _labels(card, {cell["label"] for cell in complete}, findings)
+    _check_inside([cell["path"] for cell in complete], folder, findings)
+    samples = [
+        Sample(folder / cell["path"], labels[cell["label"]], _SUBSET_NAMES.get(cell["subset"].lower()))
+        for cell in complete
+    ]
+    return samples, class_names
+
+
+def _csv_rows(path: Path) -> tuple[dict[str, str | None], list[dict[str, str]]]:
+    """-> ({path, label, subset: the column that holds it}, rows)."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = list(reader.fieldnames or []), list(reader)
+    except FileNotFoundError:
+        raise DatasetError(f"{path} is missing: correct the card's index") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} is not a CSV file in UTF-8 ({error}): save it as such") from None
+    header = {name: next((c for c in columns if c.lower() in known), None) for name, known in _CSV_COLUMNS.items()}
+    if not header["path"] or not header["label"]:
+        raise DatasetError(f"{path} needs the columns path and label; it has: {', '.join(columns)}")
+    return header, rows
 
 
 def _read_split_json(card: Card, folder: Path, findings: Findings) -> tuple[list[Sample], list[str]]:
@@ -171,10 +180,11 @@ def _read_split_json(card: Card, folder: Path, findings: Findings) -> tuple[list
     root = _image_root(folder, rows[0][1] if rows else "")
     gaps = sorted(set(range(max(names, default=-1) + 1)) - set(names))
     findings.add(f"labels of {index.name} have gaps", [str(label) for label in gaps])
-    class_names = [card.class_words(names.get(label, "")) for label in range(max(names, default=-1) + 1)]
-    samples = [Sample(root / path, class_names[int(label)], subset) for subset, path, label, _ in rows]
-    _check_inside(samples, folder, findings)
-    return samples, class_names
+    two = {f"label {label} ({names[int(label)]}, {name})" for _, _, label, name in rows if names[int(label)] != name}
+    findings.add(f"labels of {index.name} have more than one class name", two)
+    class_names = [card.class_words(names.get(label, f"label {label}")) for label in range(max(names, default=-1) + 1)]
+    _check_inside([path for _, path, _, _ in rows], root, findings)
+    return [Sample(root / path, int(label), subset) for subset, path, label, _ in rows], class_names
 
 
 def _import_idx(card: Card, folder: Path, target: Path, *, accept: Collection[str]) -> Dataset:
@@ -196,7 +206,7 @@ def _import_idx(card: Card, folder: Path, target: Path, *, accept: Collection[st
             for i, (image, label) in enumerate(zip(pixels, labels, strict=True))
         ]
     copies = Counter(image.digest for image in images)
-    samples = [Sample(Path(image.path), card.class_names[image.label], image.subset) for image in images]
+    samples = [Sample(Path(image.path), image.label, image.subset) for image in images]
     if len(copies) < len(images):
         validation.check_duplicates(
             samples, [image.digest for image in images], [image.subset for image in images], findings, accept=accept
@@ -220,22 +230,32 @@ def _read_idx(path: Path, *, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
-def _class_names(card: Card, class_folders: Collection[str], findings: Findings) -> list[str]:
-    """Class names in label order: the card's list, else the folders in alphabetical order."""
-    found = [card.class_words(name) for name in sorted(class_folders)]
+def _labels(card: Card, class_folders: Collection[str], findings: Findings) -> tuple[dict[str, int], list[str]]:
+    """({class folder: label}, class names in label order): the card's list, else folders in alphabetical order."""
+    folders = sorted(class_folders)
     if not isinstance(card.class_names, list):
-        return found
+        return {folder: label for label, folder in enumerate(folders)}, [card.class_words(folder) for folder in folders]
     names = [words(name) for name in card.class_names]
-    findings.add("classes are not in the card's class_names", set(found) - set(names))
-    return names + sorted(set(found) - set(names))
+    unknown = [folder for folder in folders if card.class_words(folder) not in names]
+    findings.add("classes are not in the card's class_names", unknown)
+    names += [card.class_words(folder) for folder in unknown]
+    return {folder: names.index(card.class_words(folder)) for folder in folders}, names
 
 
-def _check_inside(samples: Sequence[Sample], folder: Path, findings: Findings) -> None:
+def _check_inside(paths: Collection[str], folder: Path, findings: Findings) -> None:
+    """Listed paths stay below their folder, both as written and where links lead."""
     root = folder.resolve()
-    outside = [str(sample.file) for sample in samples if not sample.file.resolve().is_relative_to(root)]
+    outside = [
+        path for path in paths
+        if Path(path).is_absolute() or ".." in Path(path).parts or not (folder / path).resolve().is_relative_to(root)
+    ]  # fmt: skip
     findings.add(f"paths leave the folder {folder}", outside)
     if outside:
         findings.raise_faults(folder.name)
+
+
+def _hidden(path: Path, below: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(below).parts)
 
 
 def _subfolders(folder: Path) -> list[Path]:

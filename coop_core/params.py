@@ -11,13 +11,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from coop_core.dataset import has_one_hole
 from coop_core.errors import ParamsError
 from coop_core.methods import MethodParams, load_method, method_names
 from coop_core.text_encoding import Precision
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class DatasetParams(Section):
@@ -89,7 +90,7 @@ class BaselineParams(Section):
 
     @model_validator(mode="after")
     def _one_hole_each(self) -> "BaselineParams":
-        wrong = [template for template in self.ensemble_templates if template.count("{}") != 1]
+        wrong = [template for template in self.ensemble_templates if not has_one_hole(template)]
         if wrong:
             raise ValueError(f"each template needs exactly one {{}}, unlike {wrong}")
         return self

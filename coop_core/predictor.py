@@ -11,6 +11,7 @@ from PIL import Image
 from coop_core.artifact import Artifact, check_backbone, read_artifact, restore_learner
 from coop_core.backbone import Backbone, load_backbone
 from coop_core.classifier import LinearClassifier
+from coop_core.errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class Predictor:
         else:
             learner = restore_learner(artifact, backbone, self.class_names)
             with torch.no_grad():
-                self._classifier = LinearClassifier(learner.class_weights(), scale=backbone.logit_scale)
+                weights = learner.class_weights()
+            if weights is None:
+                raise ArtifactError("this method's classifier depends on the image, which serving does not know yet")
+            self._classifier = LinearClassifier(weights, scale=backbone.logit_scale)
 
     @classmethod
     def load(

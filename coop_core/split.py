@@ -5,6 +5,7 @@ not on file names, other classes, the library or a global random state; and the 
 of those of more.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -68,21 +69,23 @@ def few_shot_split(
 
     Validation images come from the data set's own val subset, else from the training images that were not
     taken. Test images are limited to `test_per_class` by a choice that does not depend on the seed, so that
-    runs of different seeds are judged on the same images. Base and new classes are the first ceil(c/2) labels
-    and the rest, relabelled from 0 (CoCoOp, Zhou et al. 2022, section 4.1).
+    runs of different seeds are judged on the same images. Copies of an image within a class count once. Base
+    and new classes are the first ceil(c/2) labels and the rest, relabelled from 0 (CoCoOp, Zhou et al. 2022,
+    section 4.1).
 
     Raises
     ------
     SplitError
         When classes have too few images, all of them in one message.
     """
-    chosen = _class_labels(len(dataset.class_names), classes)
-    relabelled = {label: position for position, label in enumerate(chosen)}
-    pools: dict[tuple[int, str], list[LabelledImage]] = defaultdict(list)
+    labels = _class_labels(len(dataset.class_names), classes)
+    relabelled = {label: position for position, label in enumerate(labels)}
+    found: dict[tuple[int, str], list[LabelledImage]] = defaultdict(list)
     for image in dataset.images:
         if image.label in relabelled:
-            pools[relabelled[image.label], image.subset].append(image)
-    names = tuple(dataset.class_names[label] for label in chosen)
+            found[relabelled[image.label], image.subset].append(image)
+    pools = defaultdict(list, {key: _without_copies(images) for key, images in found.items()})
+    names = tuple(dataset.class_names[label] for label in labels)
     own_val = any(subset == "val" for _, subset in pools)
     val_shots = min(shots, MAX_VALIDATION_SHOTS)
     _check_pools(pools, names, shots=shots, reserve=0 if own_val else val_shots)
@@ -91,32 +94,32 @@ def few_shot_split(
     test: list[SplitImage] = []
     for label in range(len(names)):
         ordered = _ordered(pools[label, "train"], label, seed=str(seed))
-        for taken, image in zip(train_rounds, ordered, strict=False):
-            taken.append(image)
+        for taken, chosen in zip(train_rounds, ordered, strict=False):
+            taken.append(chosen)
         spare = _ordered(pools[label, "val"], label, seed=str(seed)) if own_val else ordered[shots:]
         val += spare[:val_shots]
         test += _ordered(pools[label, "test"], label, seed="test")[:test_per_class]
-    train = tuple(image for taken in train_rounds for image in taken)
+    train = tuple(chosen for taken in train_rounds for chosen in taken)
     return Split(
         dataset.name, dataset.digest, dataset.template, names, shots, seed, classes, train, tuple(val), tuple(test)
     )
 
 
 def write_split(path: Path, split: Split) -> None:
+    tree = json.loads(json.dumps(asdict(split)))
     digests = {"train_digest": split.train_digest, "test_digest": split.test_digest}
-    write_json(path, {**asdict(split), **digests})
+    write_json(path, {**tree, **digests, "digest": digest_json(tree)})
 
 
 def read_split(path: Path) -> Split:
     """Read what `write_split` wrote; a split that was edited by hand is refused."""
     tree = read_json(path)
-    digests = {name: tree.pop(name, None) for name in ("train_digest", "test_digest")}
+    fields = {name: tree[name] for name in Split.__dataclass_fields__ if name in tree}
+    if digest_json(fields) != tree.get("digest"):
+        raise SplitError(f"{path} does not carry the digest of its own content: run `dvc repro -f split`")
     for subset in ("train", "val", "test"):
-        tree[subset] = tuple(SplitImage(**image) for image in tree[subset])
-    split = Split(**{**tree, "class_names": tuple(tree["class_names"])})
-    if digests != {"train_digest": split.train_digest, "test_digest": split.test_digest}:
-        raise SplitError(f"{path} does not carry the digests of its own images: run `dvc repro -f split`")
-    return split
+        fields[subset] = tuple(SplitImage(**image) for image in fields[subset])
+    return Split(**{**fields, "class_names": tuple(fields["class_names"])})
 
 
 def _class_labels(count: int, classes: str) -> range:
@@ -136,6 +139,11 @@ def _check_pools(
             f"split.shots {shots} needs {shots} training{spare} images a class, but {found}: "
             "lower split.shots or add images"
         )
+
+
+def _without_copies(images: Iterable[LabelledImage]) -> list[LabelledImage]:
+    """One image a digest, the first by path."""
+    return list({image.digest: image for image in sorted(images, key=lambda i: i.path, reverse=True)}.values())
 
 
 def _ordered(images: Iterable[LabelledImage], label: int, *, seed: str) -> list[SplitImage]:

@@ -180,7 +180,8 @@ def _take_up(
         return []
     if metadata.get("key") != checkpoint.key:
         return []
-    learner.load_state_dict({name.removeprefix("learned."): t for name, t in tensors.items() if name.startswith("learned.")})
+    learned = {name.removeprefix("learned."): t for name, t in tensors.items() if name.startswith("learned.")}
+    learner.load_state_dict(learned)
     for name, parameter in learner.named_parameters():
         if f"momentum.{name}" in tensors:
             optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter.device)

@@ -20,7 +20,7 @@ class Sample:
     """One image as its source lists it."""
 
     file: Path
-    class_name: str
+    label: int
     subset: Subset | None
     """None when the source does not say."""
 
@@ -88,7 +88,7 @@ def check_duplicates(
     for positions in by_digest.values():
         if len(positions) > 1:
             names = " = ".join(_short(samples[position].file) for position in positions)
-            if len({samples[position].class_name for position in positions}) > 1:
+            if len({samples[position].label for position in positions}) > 1:
                 contradictory.append(names)
             if len({subsets[position] for position in positions}) > 1:
                 across.append(names)
@@ -114,7 +114,7 @@ def _decode(file: Path) -> tuple[str, str]:
         read_image(file)
         return digest_file(file), ""
     except DatasetError as error:
-        return "", str(error).removeprefix("image ").split(":")[0]
+        return "", str(error).removeprefix("image ").removesuffix(": replace or remove it")
 
 
 def _short(file: Path) -> str:

@@ -103,8 +103,8 @@ def ui(
     if settings.tracking_uri.startswith("http"):
         raise ServiceError(f"the runs are on a server already: open {settings.tracking_uri} in a browser")
     typer.echo(f"MLflow on http://127.0.0.1:{port}/#/experiments (ready in about 20 seconds; Ctrl-C ends it)")
-    words = ["mlflow", "server", "--backend-store-uri", settings.tracking_uri, "--host", "127.0.0.1", "--port", str(port)]
-    os.execv(sys.executable, [sys.executable, "-m", *words])
+    place = ["--backend-store-uri", settings.tracking_uri, "--host", "127.0.0.1", "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *place])
 
 
 def _as_text(tree: Any, indent: str = "") -> str:

@@ -24,10 +24,8 @@ _stderr = Console(stderr=True)
 
 def run(main: Callable[[], object]) -> NoReturn:
     """Run a stage or a command: faults become one sentence on stderr and exit status 2."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=_stderr, show_time=False, show_path=False)]
-    )
-    logging.getLogger().setLevel(logging.WARNING)
+    handler = RichHandler(console=_stderr, show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     for ours in ("pipelines", "coop_core"):
         logging.getLogger(ours).setLevel(logging.INFO)
     quiet_libraries()

@@ -5,6 +5,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from coop_core.errors import ArtifactError, CoopError, DatasetError
 from coop_core.images import SUFFIXES, read_image
 from coop_core.predictor import Prediction, Predictor
@@ -71,7 +73,7 @@ def answers(
     """In the order given; an image that cannot be read gets its reason and stops nobody."""
     for start in range(0, len(files), batch_size):
         batch = files[start : start + batch_size]
-        decoded = []
+        decoded: list[Image.Image | str] = []
         for file in batch:
             try:
                 decoded.append(read_image(file))

@@ -10,12 +10,13 @@ import io
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
-from PIL import Image, ImageOps
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+from PIL import Image
 
 
-class PromptModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
+class PromptModel(PythonModel):
     def load_context(self, context: Any) -> None:
         from coop_core.predictor import Predictor
 
@@ -48,11 +49,13 @@ def _decode(text: str) -> Image.Image | str:
     """The image, or a sentence saying why there is none."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            from coop_core.images import to_rgb
+
+            return to_rgb(image)
     except (binascii.Error, TypeError, AttributeError):
         return "image is not base64 text"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return "image is not a readable picture"
 
 
-mlflow.models.set_model(PromptModel())
+set_model(PromptModel())

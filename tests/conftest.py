@@ -3,6 +3,7 @@
 import json
 import shutil
 import string
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,8 +184,6 @@ def relative_error() -> Callable[[Tensor, Tensor], float]:
 @pytest.fixture(scope="session")
 def network() -> Iterator[list[str]]:
     """The names of network calls, as the interpreter itself reports them."""
-    import sys
-
     calls: list[str] = []
     watching = True
 

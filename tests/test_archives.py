@@ -146,7 +146,7 @@ def test_a_cut_off_tar_is_damaged_and_nothing_stays(tmp_path: Path, kind: str) -
     assert list(tmp_path.iterdir()) == [archive]
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2"])
 def test_an_archive_with_flipped_bytes_is_damaged_and_nothing_stays(tmp_path: Path, kind: str) -> None:
     archive = make_archive(tmp_path, kind, {"a": NOISE, "b": NOISE[::-1]})
     content = bytearray(archive.read_bytes())

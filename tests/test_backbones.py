@@ -226,7 +226,9 @@ def test_features_of_another_activation_are_kept_apart(zoo, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["flat", "flat-squash", "native-biased-projection-timm"])
-@pytest.mark.parametrize("size", [(37, 53), (53, 37), (201, 160), (160, 160), (33, 300), (9, 7), (641, 479)])
+@pytest.mark.parametrize(
+    "size", [(37, 53), (53, 37), (35, 32), (32, 35), (201, 160), (160, 160), (33, 300), (9, 7), (641, 479)]
+)
 def test_the_test_view_is_open_clips_own_preprocessing(zoo, open_clip, name, size):
     rng = np.random.default_rng(size[0])
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
@@ -290,7 +292,7 @@ def test_mini_reads_a_kind_of_cat_as_nearer_to_a_cat_than_to_a_truck(mini):
 
 
 def test_mini_has_one_set_of_weights_only():
-    with pytest.raises(BackboneError, match="pretrained is 'openai', but mini has only 'imagenet-minilm'"):
+    with pytest.raises(BackboneError, match=r"pretrained.* 'openai'.* mini has .*'imagenet-minilm'"):
         load_backbone("mini", "openai")
 
 

@@ -38,7 +38,7 @@ def write_card(folder: Path, text: str) -> Path:
 def test_a_folder_needs_no_card(tmp_path: Path) -> None:
     (tmp_path / "My rivers (2)").mkdir()
     card, folder = read_source(tmp_path / "My rivers (2)")
-    assert (card.name, card.layout, card.template) == ("My-rivers--2-", "folders", GENERIC_TEMPLATE)
+    assert (card.name, card.layout, card.template) == ("My-rivers-2", "folders", GENERIC_TEMPLATE)
     assert folder == tmp_path / "My rivers (2)"
 
 

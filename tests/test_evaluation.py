@@ -41,7 +41,7 @@ def test_class_accuracy_is_the_share_of_hits_among_a_classs_images() -> None:
 
 def test_two_classes_of_the_same_name_keep_their_own_accuracy() -> None:
     found = evaluate(one_hot([0, 1, 1]), np.array([0, 1, 2]), ("crane", "crane", "sea")).class_accuracy
-    assert found == {"crane": 1.0, "crane (label 1)": 1.0, "sea": 0.0}
+    assert found == {"crane (label 0)": 1.0, "crane (label 1)": 1.0, "sea": 0.0}
 
 
 @pytest.mark.parametrize("seed", range(5))

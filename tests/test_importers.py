@@ -208,12 +208,12 @@ def test_one_class_is_not_enough(source: Path) -> None:
 
 def test_an_empty_class_is_a_fault(source: Path) -> None:
     report = faults_of(paint_classes(source, {"river": 2, "forest": 2, "sea": 0}))
-    assert "classes have no train image: sea" in report
+    assert "classes have no test image: sea" in report
     assert "classes have no test image: sea" in report
 
 
 def test_a_class_with_one_image_cannot_be_trained_and_tested(source: Path) -> None:
-    assert "classes have no train image: sea" in faults_of(paint_classes(source, {"river": 2, "forest": 2, "sea": 1}))
+    assert "classes have no test image: sea" in faults_of(paint_classes(source, {"river": 2, "forest": 2, "sea": 1}))
 
 
 # Train, val and test folders
@@ -480,7 +480,7 @@ def test_all_faults_of_a_csv_file_come_at_once(source: Path) -> None:
     lines = ["a/0.png,a,train", "a/1.png,a,", ",b,train", "b/0.png,,train", "b/1.png,b,tests", "b/7.png,b,test"]
     report = faults_of(write_csv(source, "path,label,subset", *lines), card=CSV)
     assert "lines of list.csv lack a path or a label: line 4, line 5" in report
-    assert "lines of list.csv name a subset other than train, val, test: line 6 ('tests')" in report
+    assert "subsets of list.csv other than train, val, test: tests" in report
     assert "images cannot be read (replace or remove them)" in report
     assert "b/7.png is missing" in report
     assert "classes have no test image: a" in report

@@ -194,8 +194,8 @@ def test_class_specific_context_is_kept_with_initial_words(backbone):
 
 def test_class_specific_context_of_initial_words_can_be_learned_class_by_class(backbone):
     """An expanded view would share its memory between classes."""
-    context = _build(coop.Params(n_context=None, initial_words="a photo of a", class_specific=True), backbone)
-    first, second = context.context_vectors.data[:2]
+    learner = _build(coop.Params(n_context=None, initial_words="a photo of a", class_specific=True), backbone)
+    first, second = learner.context_vectors.data[:2]
 
     first += 1.0
 

@@ -7,13 +7,13 @@ d joint width.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from coop_core.errors import PromptError
-from coop_core.files import digest_bytes
+from coop_core.files import digest_bytes, digest_json
 from coop_core.images import ImageTransform
 
 
@@ -86,6 +86,8 @@ class Backbone:
     """Normalised pixels (n, 3, size, size) -> features (n, d), not L2-normalised, without gradient."""
     load_text_tower: Callable[[], TextTower]
     load_weights: Callable[[], Mapping[str, Tensor]]
+    config: dict[str, Any]
+    """What decides the features besides weights: activation, heads, pooling."""
     device: torch.device
 
     @property
@@ -101,8 +103,8 @@ class Backbone:
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 over every frozen tensor's name, shape, type and values."""
-        return digest_tensors(self.load_weights())
+        """SHA-256 over every frozen tensor's name, shape, type and values, and over how they are computed with."""
+        return digest_json([digest_tensors(self.load_weights()), self.config])
 
 
 def verify_text_tower(tower: TextTower, *, name: str) -> None:
@@ -143,6 +145,6 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     parts = []
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        data = digest_bytes(memoryview(tensor.reshape(-1).view(torch.uint8).numpy())) if tensor.numel() else ""
+        data = digest_bytes(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else ""
         parts.append(f"{name} {tuple(tensor.shape)} {tensor.dtype} {data}")
     return digest_bytes("\n".join(parts).encode())

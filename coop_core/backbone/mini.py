@@ -33,7 +33,7 @@ _TEMPLATE = "a photo of a {}."
 
 def load_mini(pretrained: str | None, *, device: torch.device | str) -> Backbone:
     if pretrained not in (None, PRETRAINED):
-        raise BackboneError(f"backbone.pretrained is {pretrained!r}, but mini has only {PRETRAINED!r}: set that or null")
+        raise BackboneError(f"backbone.pretrained {pretrained!r} is unknown: mini has {PRETRAINED!r}; set that or null")
     declare_missing_operators()
     device = torch.device(device)
     image_tower = _image_tower().to(device)
@@ -60,6 +60,7 @@ def load_mini(pretrained: str | None, *, device: torch.device | str) -> Backbone
         encode_images=encode_images,
         load_text_tower=lambda: _text_tower(encoder(), image_tower.get_classifier().weight),
         load_weights=weights,
+        config={"image": "tf_efficientnet_lite0", "text": "BERT, mean-pooled", "ridge": RIDGE, "template": _TEMPLATE},
         device=device,
     )
 
@@ -70,12 +71,13 @@ def _image_tower() -> Any:
 
     path = _package_folder(_IMAGE_PACKAGE) / _IMAGE_WEIGHTS
     packaged = torch.load(path, map_location="cpu", weights_only=True)
-    tower = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    tower: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     own = tower.state_dict()
     if [tensor.shape for tensor in packaged.values()] != [tensor.shape for tensor in own.values()]:
         raise BackboneError(f"{path} does not fit timm's tf_efficientnet_lite0: install the pinned versions")
     tower.load_state_dict(dict(zip(own, packaged.values(), strict=True)))
-    return freeze(tower).to(memory_format=torch.channels_last)
+    freeze(tower)
+    return tower.to(memory_format=torch.channels_last)
 
 
 def _sentence_encoder() -> Any:
@@ -85,7 +87,8 @@ def _sentence_encoder() -> Any:
 
     encoder = AutoModel.from_config(AutoConfig.from_pretrained(_text_folder()), add_pooling_layer=False)
     packaged = load_file(Path(_text_folder()) / "model.safetensors")
-    encoder.load_state_dict({k: v for k, v in packaged.items() if not k.startswith("pooler.") and k != "embeddings.position_ids"})
+    unused = ("pooler.", "embeddings.position_ids")
+    encoder.load_state_dict({name: tensor for name, tensor in packaged.items() if not name.startswith(unused)})
     return freeze(encoder)
 
 

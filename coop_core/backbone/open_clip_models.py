@@ -23,7 +23,7 @@ def load_open_clip(architecture: str, pretrained: str | None, *, device: torch.d
     declare_missing_operators()
     import open_clip
 
-    model = _create(open_clip, architecture, pretrained)
+    model, config = _create(open_clip, architecture, pretrained)
     family = text_family(model)
     device = torch.device(device)
     freeze(model).to(device)
@@ -41,6 +41,7 @@ def load_open_clip(architecture: str, pretrained: str | None, *, device: torch.d
         encode_images=encode_images,
         load_text_tower=lambda: _text_tower(open_clip, architecture, model),
         load_weights=model.state_dict,
+        config=config,
         device=device,
     )
 
@@ -58,7 +59,7 @@ def text_family(model: Any) -> str:
         raise _refused("CoCa (a class token appended behind the padding)")
     if kind == "CLIP":
         return _native_family(model, model.text_pool_type, name="OpenAI-type CLIP")
-    text = getattr(model, "text", None)
+    text: Any = getattr(model, "text", None)
     if type(text).__name__ == "HFTextEncoder":
         pooler = type(text.pooler).__name__
         if pooler == "MaxPooler":
@@ -90,21 +91,17 @@ def _refused(family: str) -> BackboneError:
     )
 
 
-def _create(open_clip: Any, architecture: str, pretrained: str | None) -> Any:
-    with_schema = architecture.startswith(("hf-hub:", "local-dir:"))
-    if with_schema and pretrained:
-        raise BackboneError(f"backbone.pretrained must be null for {architecture}, which brings its own weights")
-    if not with_schema and not pretrained:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)[:8]) or "none known"
-        raise BackboneError(f"backbone.pretrained is missing for {architecture}: a checkpoint file or one of: {tags}")
-    if not with_schema and architecture not in open_clip.list_models():
-        close = [name for name in open_clip.list_models() if name.lower().startswith(architecture.lower()[:5])][:8]
-        raise BackboneError(f"backbone.architecture {architecture!r} is not known to open_clip; similar: {close}")
-    _check_quick_gelu(open_clip, architecture, pretrained)
+def _create(open_clip: Any, architecture: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
+    """-> (the model with its weights, its configuration)."""
+    _check_names(open_clip, architecture, pretrained)
     try:
+        config = open_clip.get_model_config(architecture)
+        _check_quick_gelu(open_clip, architecture, pretrained, config)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="QuickGELU mismatch")
-            return open_clip.create_model(architecture, pretrained=pretrained, require_pretrained=True)
+            return open_clip.create_model(architecture, pretrained=pretrained, require_pretrained=True), config
+    except BackboneError:
+        raise
     except Exception as error:  # open_clip, the hub client and torch raise their own kinds for missing weights
         reason = " ".join(str(error).split())[:300]
         raise BackboneError(
@@ -113,11 +110,23 @@ def _create(open_clip: Any, architecture: str, pretrained: str | None) -> Any:
         ) from error
 
 
-def _check_quick_gelu(open_clip: Any, architecture: str, pretrained: str | None) -> None:
+def _check_names(open_clip: Any, architecture: str, pretrained: str | None) -> None:
+    if architecture.startswith(("hf-hub:", "local-dir:")):
+        if pretrained:
+            raise BackboneError(f"backbone.pretrained must be null for {architecture}, which brings its own weights")
+        return
+    if architecture not in open_clip.list_models():
+        close = [name for name in open_clip.list_models() if name.lower().startswith(architecture.lower()[:5])][:8]
+        raise BackboneError(f"backbone.architecture {architecture!r} is not known to open_clip; similar: {close}")
+    if not pretrained:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)[:8]) or "none known"
+        raise BackboneError(f"backbone.pretrained is missing for {architecture}: a checkpoint file or one of: {tags}")
+
+
+def _check_quick_gelu(open_clip: Any, architecture: str, pretrained: str | None, config: dict[str, Any]) -> None:
     """OpenAI's weights were trained with QuickGELU; with GELU they load, and answer a little worse."""
-    config = open_clip.get_model_config(architecture) if not architecture.startswith("hf-hub:") else None
+    own = bool(config.get("quick_gelu", False))
     tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
-    own = bool((config or {}).get("quick_gelu", False))
     if tag and own != bool(tag.get("quick_gelu", False)):
         other = architecture.removesuffix("-quickgelu") if own else f"{architecture}-quickgelu"
         raise BackboneError(

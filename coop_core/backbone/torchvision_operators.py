@@ -28,7 +28,7 @@ def _compiled_operators_load() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return True
-    compiled = next(Path(spec.origin).parent.glob("_C*.so"), None) or next(Path(spec.origin).parent.glob("_C*.pyd"), None)
+    compiled = next((path for path in Path(spec.origin).parent.glob("_C*") if path.suffix in {".so", ".pyd"}), None)
     if compiled is None:
         return False
     try:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class MethodParams(BaseModel):
     """The `method` section of params.yaml; every method adds its own fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
 
@@ -48,6 +48,8 @@ class Learner(Protocol):
     def parameters(self) -> "Iterator[Parameter]": ...
 
     def state_dict(self) -> "dict[str, Tensor]": ...
+
+    def load_state_dict(self, state: "dict[str, Tensor]") -> object: ...
 
 
 def method_names() -> list[str]:

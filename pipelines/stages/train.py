@@ -8,10 +8,11 @@ import io
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from coop_core.artifact import make_card, read_artifact, write_artifact
+from coop_core.artifact import Artifact, make_card, read_artifact, write_artifact
 from coop_core.backbone import Backbone, load_backbone
 from coop_core.features import normalised
 from coop_core.files import digest_json, read_array, write_json, write_text
@@ -37,9 +38,7 @@ def main() -> None:
     for shots in params.split.curve_shots:
         train_prompt(paths.CURVE_PROMPTS / f"{shots}_shots", params, split, backbone, shots, checkpoints)
     train_prompt(paths.PROMPT, params, split, backbone, params.split.shots, checkpoints)
-    context = read_artifact(paths.PROMPT).state.get("context_vectors")
-    shared = context is not None and context.ndim == 2
-    write_json(paths.PROMPT / "words.json", nearest_words(backbone.text_tower, context) if shared else None)
+    write_json(paths.PROMPT / "words.json", shared_words(read_artifact(paths.PROMPT), backbone))
 
 
 def train_prompt(
@@ -59,7 +58,8 @@ def train_prompt(
         precision=params.train.precision,
     )
     tree = params.model_dump()
-    key = digest_json([tree, split.train_digest, backbone.weights_digest, str(backbone.device), shots, torch.__version__])
+    identity = [tree, split.train_digest, backbone.weights_digest, str(backbone.device), shots, torch.__version__]
+    key = digest_json(identity)
     checkpoint = Checkpoint(checkpoints / f"{key}.safetensors", key)
     log.info("training %s with %d shots on %s", params.method.name, shots, backbone.device)
     with console.progress(f"{params.method.name}, {shots} shots", params.train.epochs) as update:
@@ -88,6 +88,12 @@ def train_prompt(
     write_artifact(folder, learner, card, logit_scale=backbone.logit_scale)
     checkpoint.path.unlink(missing_ok=True)
     return curve
+
+
+def shared_words(artifact: Artifact, backbone: Backbone) -> dict[str, Any] | None:
+    """The nearest words of a shared context; a context a class would fill pages and say nothing."""
+    context = artifact.state.get("context_vectors")
+    return None if context is None or context.ndim != 2 else nearest_words(backbone.text_tower, context)
 
 
 def write_curve(path: Path, curve: list[Epoch]) -> None:
