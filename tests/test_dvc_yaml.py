@@ -1,0 +1,102 @@
+"""dvc.yaml against the code: stages, files and parameters are named alike on both sides."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from coop_core.params import Params, load_params
+from pipelines import paths
+
+ROOT = Path(__file__).parents[1]
+STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def names(entries: list[Any]) -> list[str]:
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+def outs(stage: dict[str, Any]) -> list[str]:
+    return names(stage.get("outs", []) + stage.get("metrics", []))
+
+
+def test_params_yaml_is_valid() -> None:
+    load_params(ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_its_own_module(stage: str) -> None:
+    assert STAGES[stage]["cmd"] == f"python -m pipelines.stages.{stage}"
+    assert (ROOT / f"pipelines/stages/{stage}.py").is_file()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_its_own_code_and_on_files_that_exist(stage: str) -> None:
+    deps = STAGES[stage]["deps"]
+    assert f"pipelines/stages/{stage}.py" in deps
+    produced = {out for other in STAGES.values() for out in outs(other)} | {"data/source", "${dataset.source}"}
+    assert [dep for dep in deps if dep not in produced and not (ROOT / dep).exists()] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_only_what_it_depends_on_and_writes_only_its_outs(stage: str) -> None:
+    """Every place of `pipelines.paths` that the stage's module names is one of its deps or outs."""
+    source = (ROOT / f"pipelines/stages/{stage}.py").read_text()
+    declared = set(outs(STAGES[stage])) | set(STAGES[stage]["deps"])
+    for name, place in vars(paths).items():
+        below_cache = name in {"DOWNLOADS", "FEATURE_STORE", "CHECKPOINTS", "PARAMS"}
+        if name.isupper() and not below_cache and f"paths.{name}" in source.replace(f"paths.{name}_", ""):
+            assert any(Path(place).is_relative_to(entry) for entry in declared), f"{stage}: paths.{name} = {place}"
+
+
+def test_every_out_lies_below_an_ignored_folder() -> None:
+    ignored = (ROOT / ".gitignore").read_text().split()
+    for stage in STAGES.values():
+        assert all(f"/{out.split('/')[0]}/" in ignored for out in outs(stage))
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and inner.model_fields and name != "method":
+            found |= fields(inner, f"{prefix}{name}.")
+        else:
+            found.add(f"{prefix}{name}")
+    return found
+
+
+def test_every_parameter_is_tracked_by_a_stage_that_computes_with_it() -> None:
+    tracked = {key for name, stage in STAGES.items() if name != "track" for key in stage.get("params", [])}
+    untracked = {key for key in fields(Params) if not any(key == t or key.startswith(f"{t}.") for t in tracked)}
+    assert untracked == set()
+
+
+def test_every_tracked_parameter_exists() -> None:
+    known = fields(Params) | {key.split(".")[0] for key in fields(Params)} | {"method.name"}
+    assert {key for stage in STAGES.values() for key in stage.get("params", [])} <= known
+
+
+def test_the_learning_rate_is_no_business_of_the_features() -> None:
+    users = {name for name, stage in STAGES.items() if "train" in stage.get("params", [])}
+    assert users == {"train", "track"}
+
+
+def test_only_evaluate_reads_the_test_features() -> None:
+    readers = {
+        path.stem for path in (ROOT / "pipelines/stages").glob("*.py") if "test.npy" in path.read_text()
+    }
+    assert readers == {"evaluate"}
+
+
+def test_the_tracked_dvc_configuration_holds_no_secret_and_no_address() -> None:
+    config = (ROOT / ".dvc/config").read_text().lower()
+    assert not any(word in config for word in ("secret", "password", "access_key", "token", "://"))
+
+
+def test_the_dataset_sources_are_imported_unfrozen() -> None:
+    data = YAML(typ="safe").load((ROOT / "data.dvc").read_text())
+    assert data["deps"][0]["path"] == "remote://source"
+    assert not data.get("frozen")
