@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from coop_core.backbone import Backbone, digest_tensors
@@ -25,8 +25,32 @@ from coop_core.methods import Learner, MethodParams, load_method, method_names
 from coop_core.split import Split
 
 SCHEMA = 1
-_REQUIRED = ("method", "backbone", "class_names", "data", "digests")
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "numpy", "scikit-learn")
+
+
+class _TransformFields(BaseModel):
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"]
+    resize_mode: Literal["shortest", "squash"]
+
+
+class _BackboneFields(BaseModel):
+    architecture: str
+    pretrained: str | None
+    weights_digest: str
+    transform: _TransformFields
+
+
+class _CardFields(BaseModel):
+    """What loading relies on; a card holds more."""
+
+    method: dict[str, Any]
+    backbone: _BackboneFields
+    class_names: list[str] = Field(min_length=2)
+    data: dict[str, Any]
+    digests: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -116,8 +140,11 @@ def read_artifact(folder: Path) -> Artifact:
     card = read_json(folder / "card.json")
     if not isinstance(card, dict) or card.get("schema") != SCHEMA:
         raise ArtifactError(f"{folder}/card.json is not a card of schema {SCHEMA}: train again with `dvc repro`")
-    if missing := [key for key in _REQUIRED if not card.get(key)]:
-        raise ArtifactError(f"{folder}/card.json lacks {', '.join(missing)}: restore it, or train again")
+    try:
+        _CardFields.model_validate(card)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
+        raise ArtifactError(f"{folder}/card.json is not whole ({faults}): restore it, or train again") from None
     digests = card["digests"]
     state, _ = read_tensors(folder / "context.safetensors")
     _check_digest(folder / "context.safetensors", state, digests.get("context"))

@@ -4,16 +4,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from coop_core.backbone import Backbone
+from coop_core.errors import ArtifactError
 from coop_core.feature_store import FeatureStore, Key
-from coop_core.files import digest_json
+from coop_core.files import digest_json, read_array, read_json
 from coop_core.images import read_image
-from coop_core.split import SplitImage
+from coop_core.split import Split, SplitImage
 
 Request = tuple[SplitImage, int]
 """An image and the number of its view."""
@@ -48,6 +50,22 @@ def extract_features(
         done += len(features)
         progress(done)
     return store.get(keys).reshape(len(images), views, -1)
+
+
+def load_features(folder: Path, subset: Literal["train", "val", "test"], split: Split) -> np.ndarray:
+    """What the features stage wrote for one subset (n, views, d), mapped into memory.
+
+    Raises
+    ------
+    ArtifactError
+        When the features are of another split.
+    """
+    card = read_json(folder / "card.json")
+    features = read_array(folder / f"{subset}.npy")
+    ours = {"train_digest": split.train_digest, "test_digest": split.test_digest}
+    if {name: card.get(name) for name in ours} != ours or len(features) != len(getattr(split, subset)):
+        raise ArtifactError(f"{folder} holds the features of another split: run `dvc repro features`")
+    return features
 
 
 def normalised(features: np.ndarray, *, device: torch.device | str = "cpu") -> Tensor:

@@ -47,7 +47,8 @@ def predict(
     unreadable = 0
     for file, answer in predicting.answers(predictor, files, top=top, batch_size=batch_size):
         unreadable += isinstance(answer, str)
-        typer.echo(predicting.as_json(file, answer) if as_json else predicting.as_line(file, answer))
+        line = predicting.as_json(file, answer) if as_json else predicting.as_line(file, answer)
+        typer.echo(line.encode("utf-8", "backslashreplace").decode())  # a file's name need not be text
     if unreadable:
         from coop_core.errors import DatasetError
 

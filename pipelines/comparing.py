@@ -47,7 +47,7 @@ def print_runs(rows: list[dict[str, Any]]) -> None:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("version", "data set", "backbone", "method"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "version")
     for column in ("shots", "seed", "rate", "top-1", "gain", "probe", "val"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:

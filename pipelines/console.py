@@ -40,7 +40,8 @@ def run(main: Callable[[], object]) -> NoReturn:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
         where = f" at {error.filename}" if error.filename else ""
-        fail(f"cannot write{where} ({error.strerror}): free space or correct the rights, then run the same again")
+        way_out = "free space or correct the rights, then run the same again"
+        fail(f"cannot read or write{where} ({error.strerror}): {way_out}")
     sys.exit(0)
 
 

@@ -94,9 +94,8 @@ def as_line(file: Path, answer: Answer) -> str:
 
 def as_json(file: Path, answer: Answer) -> str:
     if isinstance(answer, str):
-        return json.dumps({"image": str(file), "error": answer}, ensure_ascii=False)
+        return json.dumps({"image": str(file), "error": answer})
     return json.dumps(
         {"image": str(file), "label": answer.labels[0], "probability": answer.probabilities[0],
-         "labels": answer.labels, "probabilities": answer.probabilities},
-        ensure_ascii=False,
+         "labels": answer.labels, "probabilities": answer.probabilities}
     )  # fmt: skip

@@ -38,6 +38,8 @@ def load_settings() -> Settings:
     """
     try:
         return Settings()
+    except UnicodeDecodeError as error:
+        raise ServiceError(f".env is not UTF-8 text ({error.reason}): save it as such") from None
     except ValidationError as error:
         faults = "; ".join(
             f"COOP_{'_'.join(map(str, e['loc'])).upper()} is {e['input']!r}: {e['msg']}" for e in error.errors()

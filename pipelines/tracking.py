@@ -4,6 +4,7 @@ The only module that talks to MLflow's tracking server and registry.
 """
 
 import logging
+import re
 import shutil
 import tempfile
 import warnings
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from coop_core.errors import ArtifactError, ServiceError
 from pipelines.settings import Settings
@@ -64,12 +64,13 @@ class DatasetInput:
     name: str
     context: str
     digest: str
-    source: str
+    source: str | None
+    """Where it is published; None when nowhere."""
     rows: dict[str, list[Any]]
 
 
 @contextmanager
-def connected(settings: Settings) -> Iterator[Any]:
+def connected(settings: Settings, *, way_out: str = "") -> Iterator[Any]:
     """The mlflow module, pointed at the settings' server; its faults become sentences.
 
     Raises
@@ -89,8 +90,7 @@ def connected(settings: Settings) -> Iterator[Any]:
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ServiceError(
-            f"MLflow at {settings.tracking_uri} says: {reason}; "
-            "correct COOP_TRACKING_URI or start the server, then run `dvc repro`: only this stage is left to do"
+            f"MLflow at {settings.tracking_uri} says: {reason}; correct COOP_TRACKING_URI or start the server{way_out}"
         ) from error
 
 
@@ -100,7 +100,7 @@ def track(record: RunRecord, settings: Settings) -> Tracked:
     The version is registered only after everything is uploaded, and the alias is set last, so that a kill
     leaves no half-written version in anybody's way; the next call makes a new record.
     """
-    with connected(settings) as mlflow:
+    with connected(settings, way_out=", then run `dvc repro`: only this stage is left to do") as mlflow:
         client = mlflow.MlflowClient()
         experiment_id = _experiment(client, settings)
         earlier = _find(client, experiment_id, record.key)
@@ -148,15 +148,19 @@ def list_runs(settings: Settings, *, limit: int) -> list[dict[str, Any]]:
 
 def fetch_prompt(reference: str, settings: Settings, target: Path) -> Path:
     """`name@alias` or `name/version` in the registry -> the artefact's folder, downloaded into `target`."""
+    missing = f"no model {reference} in the registry at {settings.tracking_uri}"
+    if not re.fullmatch(r"(models:/)?[^/@:\s]+(@[^/@:\s]+|/\d+)", reference):
+        raise ArtifactError(f"{missing}: write NAME@ALIAS or NAME/VERSION")
     with connected(settings) as mlflow:
         from mlflow.exceptions import MlflowException
 
-        uri = reference if reference.startswith("models:/") else f"models:/{reference}"
         try:
+            uri = f"models:/{reference.removeprefix('models:/')}"
             folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(target)))
         except MlflowException as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ArtifactError(f"no model {reference} in the registry at {settings.tracking_uri}: {reason}") from None
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
+                raise
+            raise ArtifactError(f"{missing}: {' '.join(str(error).split())[:200]}") from None
     cards = sorted(folder.glob("artifacts/*/card.json"))
     if not cards:
         raise ArtifactError(f"model {reference} holds no prompt artefact: it was not registered by this product")
@@ -169,7 +173,8 @@ def _experiment(client: Any, settings: Settings) -> str:
         return str(found.experiment_id)
     location = settings.artifact_location
     if location is None and settings.tracking_uri.startswith("sqlite:///"):
-        location = (Path(urlparse(settings.tracking_uri).path.lstrip("/")).parent / "mlruns").resolve().as_uri()
+        database = Path(settings.tracking_uri.removeprefix("sqlite:///"))
+        location = (database.parent / "mlruns").resolve().as_uri()
     return str(client.create_experiment(settings.experiment, artifact_location=location))
 
 
@@ -229,6 +234,5 @@ def _log_model(mlflow: Any, record: RunRecord) -> Any:
             artifacts={"prompt": str(record.prompt)},
             code_paths=[str(code)],
             signature=signature,
-            model_config={"device": "cpu"},
             pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in _SERVED_PACKAGES],
         )

@@ -86,7 +86,7 @@ def test_the_learning_rate_is_no_business_of_the_features() -> None:
 
 def test_only_evaluate_reads_the_test_features() -> None:
     readers = {
-        path.stem for path in (ROOT / "pipelines/stages").glob("*.py") if "test.npy" in path.read_text()
+        path.stem for path in (ROOT / "pipelines/stages").glob("*.py") if 'FEATURES, "test"' in path.read_text()
     }
     assert readers == {"evaluate"}
 

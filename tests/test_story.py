@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +38,15 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """A command as a person types it, with the virtual environment's programs first on the path."""
     settings = {k: v for k, v in os.environ.items() if not k.startswith(("COOP_", "MLFLOW_"))}
-    settings |= {"PATH": f"{BIN}:{settings['PATH']}", "PYTHONPATH": str(folder), "DVC_SITE_CACHE_DIR": str(folder / ".site")}
+    settings |= {"PATH": f"{BIN}:{settings['PATH']}", "PYTHONPATH": str(folder)}
+    settings |= {"DVC_SITE_CACHE_DIR": str(folder / ".site"), "COLUMNS": "200"} | environment
     return subprocess.run(
-        words, cwd=folder, env=settings | environment, capture_output=True, text=True, timeout=timeout, check=False
+        words, cwd=folder, env=settings, capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+def stage(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "-m", f"pipelines.stages.{name}"], folder)
 
 
 def change(folder: Path, **changes: object) -> None:
@@ -81,15 +85,23 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    """A clone on painted pictures that trains in seconds."""
-    folder = clone(tmp_path / "coop")
-    paint(tmp_path / "photos")
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone on painted pictures that trains in seconds, with its features made."""
+    folder = clone(tmp_path_factory.mktemp("prepared") / "coop")
+    paint(folder.parent / "photos")
     change(folder, dataset__source="../photos", split__shots=4, split__curve_shots=[], split__test_per_class=None)
     change(folder, train__epochs=5)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    done = run(["dvc", "repro", "baselines"], folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def small(prepared: Path, tmp_path: Path) -> Path:
+    """The prepared clone, to be changed at will."""
+    shutil.copytree(prepared.parent, tmp_path / "story", symlinks=True)
+    return tmp_path / "story/coop"
 
 
 def test_a_fresh_clone_ends_with_a_table_and_a_registered_candidate(demo: Path) -> None:
@@ -128,14 +140,14 @@ def test_predict_compare_and_card_answer_in_the_clone(demo: Path, tmp_path: Path
         ["python", "-m", "pipelines.cli", "predict", str(tmp_path), "--model", "coop-prompt@candidate"], demo
     )
     assert registered.returncode == 0, registered.stderr
-    assert "coop-prompt/1" in run(["python", "-m", "pipelines.cli", "compare"], demo, COLUMNS="200").stdout
+    assert "coop-prompt/1" in run(["python", "-m", "pipelines.cli", "compare"], demo).stdout
     assert "weights_digest" in run(["python", "-m", "pipelines.cli", "card"], demo).stdout
 
 
 def test_a_run_killed_in_training_goes_on_and_ends_like_one_that_was_not(small: Path) -> None:
-    change(small, train__epochs=300)
-    through = run(["dvc", "repro", "train"], small)
-    assert through.returncode == 0, through.stdout + through.stderr
+    change(small, train__epochs=150)
+    through = stage("train", small)
+    assert through.returncode == 0, through.stderr
     expected = (small / "artifacts/prompt/context.safetensors").read_bytes()
     shutil.rmtree(small / "artifacts/prompt")
     checkpoints = small / ".cache/checkpoints"
@@ -148,7 +160,7 @@ def test_a_run_killed_in_training_goes_on_and_ends_like_one_that_was_not(small: 
         training.send_signal(signal.SIGKILL)
     assert list(checkpoints.glob("*.safetensors"))
     assert not (small / "artifacts/prompt/card.json").exists()
-    again = run(words, small)
+    again = stage("train", small)
     assert again.returncode == 0, again.stderr
     assert (small / "artifacts/prompt/context.safetensors").read_bytes() == expected
     assert not list(checkpoints.glob("*.safetensors"))
@@ -167,11 +179,9 @@ def test_a_run_killed_in_training_goes_on_and_ends_like_one_that_was_not(small: 
 def test_a_fault_is_one_sentence_and_leaves_what_was_finished(
     small: Path, changes: dict[str, object], sentence: str
 ) -> None:
-    finished = run(["dvc", "repro", "features"], small)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
     change(small, **changes)
-    stage = {"train": "train", "split": "split", "dataset": "download", "backbone": "features"}
-    failed = run([sys.executable, "-m", f"pipelines.stages.{stage[next(iter(changes)).split('__')[0]]}"], small)
+    readers = {"train": "train", "split": "split", "dataset": "download", "backbone": "features"}
+    failed = stage(readers[next(iter(changes)).split("__")[0]], small)
     assert failed.returncode == 2
     assert sentence in failed.stderr.replace("\n", " ")
     assert "Traceback" not in failed.stderr
@@ -186,27 +196,26 @@ def test_a_tracking_server_that_is_down_costs_only_the_last_stage(small: Path) -
     assert "Traceback" not in failed.stderr
     mended = run(["dvc", "repro"], small)
     assert mended.returncode == 0, mended.stdout + mended.stderr
-    assert [line for line in mended.stdout.splitlines() if line.startswith("Running stage")] == ["Running stage 'track':"]
+    ran = [line for line in mended.stdout.splitlines() if line.startswith("Running stage")]
+    assert ran == ["Running stage 'track':"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists() or os.geteuid() != 0, reason="needs a mount of its own")
 def test_a_full_disk_is_a_sentence_and_keeps_what_was_finished(small: Path) -> None:
-    finished = run(["dvc", "repro", "split"], small)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
     cache = small / ".cache"
-    cache.mkdir(exist_ok=True)
+    shutil.rmtree(cache)
+    cache.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(cache)], check=False)
     if mounted.returncode:
         pytest.skip("this machine allows no mounts")
     try:
-        failed = run([sys.executable, "-m", "pipelines.stages.features"], small)
+        failed = stage("features", small)
     finally:
         subprocess.run(["umount", str(cache)], check=True)
     assert failed.returncode == 2, failed.stderr
     assert "No space left" in failed.stderr
     assert "Traceback" not in failed.stderr
-    mended = run(["dvc", "repro", "features"], small)
-    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert stage("features", small).returncode == 0
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real image sets are not beside this checkout")

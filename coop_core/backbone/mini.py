@@ -8,7 +8,6 @@ ImageNet names span, and little beyond.
 """
 
 import importlib.util
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from coop_core.backbone.tokenizers import from_hugging_face
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import PaddedTextTower, mean_pool
 from coop_core.errors import BackboneError
+from coop_core.files import read_tensors
 from coop_core.images import ImageTransform
 
 PRETRAINED = "imagenet-minilm"
@@ -43,13 +43,9 @@ def load_mini(pretrained: str | None, *, device: torch.device | str) -> Backbone
         pixels = pixels.to(device, memory_format=torch.channels_last)
         return image_tower.forward_head(image_tower.forward_features(pixels), pre_logits=True).float()
 
-    @cache
-    def encoder() -> Any:
-        return _sentence_encoder().to(device)
-
     def weights() -> dict[str, Tensor]:
         image = {f"image.{name}": tensor for name, tensor in image_tower.state_dict().items()}
-        return image | {f"text.{name}": tensor for name, tensor in encoder().state_dict().items()}
+        return image | {f"text.{name}": tensor for name, tensor in _sentence_weights().items()}
 
     return Backbone(
         architecture="mini",
@@ -58,7 +54,7 @@ def load_mini(pretrained: str | None, *, device: torch.device | str) -> Backbone
         transform=TRANSFORM,
         logit_scale=LOGIT_SCALE,
         encode_images=encode_images,
-        load_text_tower=lambda: _text_tower(encoder(), image_tower.get_classifier().weight),
+        load_text_tower=lambda: _text_tower(_sentence_encoder().to(device), image_tower.get_classifier().weight),
         load_weights=weights,
         config={"image": "tf_efficientnet_lite0", "text": "BERT, mean-pooled", "ridge": RIDGE, "template": _TEMPLATE},
         device=device,
@@ -82,14 +78,18 @@ def _image_tower() -> Any:
 
 def _sentence_encoder() -> Any:
     """The packaged BERT without its unused pooler."""
-    from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModel
 
     encoder = AutoModel.from_config(AutoConfig.from_pretrained(_text_folder()), add_pooling_layer=False)
-    packaged = load_file(Path(_text_folder()) / "model.safetensors")
-    unused = ("pooler.", "embeddings.position_ids")
-    encoder.load_state_dict({name: tensor for name, tensor in packaged.items() if not name.startswith(unused)})
+    encoder.load_state_dict(_sentence_weights())
     return freeze(encoder)
+
+
+def _sentence_weights() -> dict[str, Tensor]:
+    """Read apart from the model, so that serving can check them without building it."""
+    packaged, _ = read_tensors(Path(_text_folder()) / "model.safetensors")
+    unused = ("pooler.", "embeddings.position_ids")
+    return {name: tensor for name, tensor in packaged.items() if not name.startswith(unused)}
 
 
 def _text_tower(encoder: Any, classifier_rows: Tensor) -> TextTower:

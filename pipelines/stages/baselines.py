@@ -4,7 +4,8 @@ import numpy as np
 
 from coop_core import baselines
 from coop_core.backbone import load_backbone
-from coop_core.files import read_array, write_json, write_tensors
+from coop_core.features import load_features
+from coop_core.files import write_json, write_tensors
 from coop_core.params import load_params
 from coop_core.split import read_split
 from pipelines import console, paths
@@ -21,7 +22,7 @@ def main() -> None:
     zero_shot = baselines.zero_shot(backbone, split.class_names, split.template)
     ensemble = baselines.prompt_ensemble(backbone, split.class_names, templates, own_template=split.template)
     tensors = zero_shot.tensors("zero-shot") | ensemble.tensors("prompt ensemble")
-    train, val = read_array(paths.FEATURES / "train.npy"), read_array(paths.FEATURES / "val.npy")
+    train, val = load_features(paths.FEATURES, "train", split), load_features(paths.FEATURES, "val", split)
     probes = {}
     for shots in [params.split.shots, *params.split.curve_shots]:
         images = split.shots_subset(shots)

@@ -11,8 +11,8 @@ from coop_core.artifact import Artifact, read_artifact, restore_learner
 from coop_core.backbone import load_backbone
 from coop_core.classifier import LinearClassifier
 from coop_core.evaluation import Evaluation, evaluate
-from coop_core.features import normalised
-from coop_core.files import read_array, read_tensors, write_json, write_text
+from coop_core.features import load_features, normalised
+from coop_core.files import read_tensors, write_json, write_text
 from coop_core.params import Params, load_params
 from coop_core.split import Split, read_split
 from pipelines import console, paths
@@ -23,7 +23,7 @@ BASELINES = ("zero-shot", "prompt ensemble", "linear probe")
 def main() -> None:
     params = load_params(paths.PARAMS)
     split = read_split(paths.SPLIT)
-    features = torch.from_numpy(np.array(read_array(paths.FEATURES / "test.npy")[:, 0]))      # (n, d)
+    features = torch.from_numpy(np.array(load_features(paths.FEATURES, "test", split)[:, 0]))  # (n, d)
     labels = np.array([image.label for image in split.test])
     tensors, _ = read_tensors(paths.BASELINES / "classifiers.safetensors")
 

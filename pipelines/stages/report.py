@@ -6,6 +6,7 @@ from typing import Any
 
 from coop_core import pictures
 from coop_core.dataset import read_dataset
+from coop_core.errors import ArtifactError
 from coop_core.files import read_json
 from coop_core.report import write_report
 from pipelines import console, paths
@@ -41,8 +42,11 @@ def main() -> None:
 
 def read_table(path: Path) -> list[dict[str, Any]]:
     """A CSV of numbers and paths; empty cells are None."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: _value(name, cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{name: _value(name, cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: run the stage that writes it with `dvc repro`") from None
 
 
 def _value(name: str, cell: str) -> Any:

@@ -9,7 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from coop_core.artifact import read_artifact
 from coop_core.dataset import read_dataset
+from coop_core.errors import ArtifactError
 from coop_core.files import digest_json, read_json, write_json
 from coop_core.params import load_params
 from coop_core.split import Split, SplitImage, read_split
@@ -23,6 +25,8 @@ from pipelines.tracking import DatasetInput, RunRecord, run_link, track
 def main() -> None:
     settings = load_settings()
     evaluation = read_json(paths.EVALUATION / "evaluation.json")
+    if not (paths.REPORT / "report.html").exists():
+        raise ArtifactError(f"{paths.REPORT / 'report.html'} is missing: run the stage that writes it with `dvc repro`")
     with tempfile.TemporaryDirectory() as folder:
         prompt = with_metrics(paths.PROMPT, Path(folder) / "prompt", evaluation)
         tracked = track(make_record(evaluation, prompt), settings)
@@ -41,6 +45,7 @@ def main() -> None:
 
 def with_metrics(prompt: Path, target: Path, evaluation: dict[str, Any]) -> Path:
     """A copy of the artefact whose card carries the test metrics of it and of its baselines."""
+    read_artifact(prompt)  # whole, or a sentence
     shutil.copytree(prompt, target)
     card = read_json(target / "card.json")
     metrics = {
@@ -104,7 +109,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _datasets(split: Split) -> list[DatasetInput]:
     about = read_dataset(paths.RAW).about
-    source = about["homepage"] or about["title"]
+    source = about["homepage"] or None
 
     def rows(images: tuple[SplitImage, ...]) -> dict[str, list[Any]]:
         return {

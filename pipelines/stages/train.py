@@ -14,8 +14,8 @@ import torch
 
 from coop_core.artifact import Artifact, make_card, read_artifact, write_artifact
 from coop_core.backbone import Backbone, load_backbone
-from coop_core.features import normalised
-from coop_core.files import digest_json, read_array, write_json, write_text
+from coop_core.features import load_features, normalised
+from coop_core.files import digest_json, write_json, write_text
 from coop_core.interpretation import nearest_words
 from coop_core.methods import load_method
 from coop_core.params import Params, load_params
@@ -46,9 +46,9 @@ def train_prompt(
 ) -> list[Epoch]:
     """Train on the first `shots` images a class and write the artefact into `folder`."""
     images = split.shots_subset(shots)
-    features = normalised(read_array(paths.FEATURES / "train.npy")[: len(images)], device=backbone.device)
+    features = normalised(load_features(paths.FEATURES, "train", split)[: len(images)], device=backbone.device)
     labels = torch.tensor([image.label for image in images], device=backbone.device)
-    val_features = normalised(read_array(paths.FEATURES / "val.npy")[:, 0], device=backbone.device)
+    val_features = normalised(load_features(paths.FEATURES, "val", split)[:, 0], device=backbone.device)
     val_labels = torch.tensor([image.label for image in split.val], device=backbone.device)
     learner = load_method(params.method.name).build(
         params.method,

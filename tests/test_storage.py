@@ -1,0 +1,567 @@
+"""Storage: a card's files come from the first source that has the right bytes, or a sentence says why not."""
+
+import contextlib
+import datetime
+import hashlib
+import io
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from moto.server import ThreadedMotoServer
+
+from coop_core.catalog import Card, CardFile
+from coop_core.errors import ServiceError
+from coop_core.files import digest_bytes
+from pipelines.settings import Settings
+from pipelines.storage import fetch_card
+
+GOOD, WRONG = b"the bytes of the card's file", b"other bytes"
+KEYS = {"s3_access_key_id": "key", "s3_secret_access_key": "secret"}
+
+
+class SecureServer:
+    """HTTPS on loopback: answers from `pages`, and remembers what it was asked for."""
+
+    def __init__(self, certificate: Path) -> None:
+        self.pages: dict[str, bytes] = {}
+        self.cut: set[str] = set()
+        """Pages that promise more than they send."""
+        self.asked: list[str] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                server.answer(self)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
+        self.address = f"https://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.asked.append(request.path)
+        request.close_connection = True
+        if request.path == "/no-http":
+            request.wfile.write(b"220 this is a mail server\r\n")
+            return
+        if request.path not in self.pages:
+            request.send_error(404)
+            return
+        page = self.pages[request.path]
+        request.send_response(200)
+        if request.path.startswith("/chunks"):
+            request.send_header("Transfer-Encoding", "chunked")
+            request.end_headers()
+            request.wfile.write(b"%x\r\n%s" % (len(page) + 10, page))
+            return
+        request.send_header("Content-Length", str(len(page) + (10 if request.path in self.cut else 0)))
+        request.end_headers()
+        request.wfile.write(page)
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+class HangingUp:
+    """A host that takes every connection and ends it at once, and counts them."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.host = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                self.calls += 1
+                connection.close()
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch, tmp_path):
+    """No setting, credential or proxy of whoever runs the tests."""
+    for name in os.environ:
+        if name.startswith(("COOP_", "AWS_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> Path:
+    """A certificate for 127.0.0.1 that only these tests trust."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoding = serialization.Encoding.PEM
+    path = tmp_path_factory.mktemp("tls") / "loopback.pem"
+    path.write_bytes(
+        key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + signed.public_bytes(encoding)
+    )
+    return path
+
+
+@pytest.fixture
+def server(certificate, monkeypatch) -> Iterator[SecureServer]:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    server = SecureServer(certificate)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def hanging_up() -> Iterator[HangingUp]:
+    host = HangingUp()
+    yield host
+    host.close()
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    host, port = moto.get_host_and_port()
+    yield f"http://{host}:{port}"
+    moto.stop()
+
+
+@pytest.fixture
+def bucket(s3_endpoint) -> Any:
+    """A bucket `images` with the right file, and nothing else."""
+    s3 = boto3.resource(
+        "s3", endpoint_url=s3_endpoint, aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1"
+    )
+    bucket = s3.create_bucket(Bucket="images")
+    bucket.put_object(Key="deep/file.bin", Body=GOOD)
+    return bucket
+
+
+@pytest.fixture
+def beside(tmp_path) -> Path:
+    """The card's folder, with the right file and a wrong one."""
+    folder = tmp_path / "catalog"
+    folder.mkdir()
+    (folder / "good.bin").write_bytes(GOOD)
+    (folder / "wrong.bin").write_bytes(WRONG)
+    return folder
+
+
+@pytest.fixture
+def fetch(tmp_path, beside):
+    """fetch_card with the folders of this test; keywords are settings."""
+
+    def fetch(card: Card, **settings: Any) -> Path:
+        values = {"cache_folder": tmp_path / "cache", **KEYS, **settings}
+        return fetch_card(card, beside, cache=tmp_path / "downloads", settings=Settings(_env_file=None, **values))
+
+    return fetch
+
+
+def make_card(*sources: str, content: bytes = GOOD, name: str = "file.bin", **card: Any) -> Card:
+    return Card(name="toys", files=[make_file(*sources, content=content, name=name)], **card)
+
+
+def make_file(*sources: str, content: bytes = GOOD, name: str = "file.bin", unpack: bool = False) -> CardFile:
+    return CardFile(name=name, sha256=digest_bytes(content), sources=list(sources), unpack=unpack)
+
+
+def make_zip(files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def names_below(folder: Path) -> set[str]:
+    """Everything below a folder, hidden things too."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def test_a_card_without_files_is_read_where_it_lies(fetch, beside):
+    assert fetch(Card(name="toys", path="images")) == beside / "images"
+
+
+def test_a_file_beside_the_card_is_brought(fetch):
+    assert (fetch(make_card("good.bin")) / "file.bin").read_bytes() == GOOD
+
+
+def test_a_file_comes_over_https(fetch, server):
+    server.pages["/good"] = GOOD
+
+    assert (fetch(make_card(f"{server.address}/good")) / "file.bin").read_bytes() == GOOD
+
+
+def test_a_file_comes_from_s3(fetch, bucket, s3_endpoint):
+    folder = fetch(make_card("s3://images/deep/file.bin"), s3_endpoint_url=s3_endpoint)
+
+    assert (folder / "file.bin").read_bytes() == GOOD
+
+
+def test_a_card_may_name_a_folder_below_its_files(fetch):
+    folder = fetch(make_card("good.bin", path="inner"))
+
+    assert (folder.parent / "file.bin").read_bytes() == GOOD
+    assert folder.name == "inner"
+
+
+def test_wrong_bytes_are_refused_and_the_next_source_is_asked(fetch, server):
+    server.pages["/good"] = GOOD
+
+    assert (fetch(make_card("wrong.bin", f"{server.address}/good")) / "file.bin").read_bytes() == GOOD
+
+
+def test_sources_are_asked_in_their_order_until_one_is_right(fetch, server):
+    server.pages = {"/wrong": WRONG, "/good": GOOD, "/spare": GOOD}
+
+    fetch(make_card(*(f"{server.address}/{page}" for page in ("missing", "wrong", "good", "spare"))))
+
+    assert server.asked == ["/missing", "/wrong", "/good"]
+
+
+def test_wrong_bytes_everywhere_are_a_sentence_with_both_checksums(fetch):
+    found, expected = (hashlib.sha256(content).hexdigest()[:12] for content in (WRONG, GOOD))
+
+    with pytest.raises(ServiceError, match=rf"wrong\.bin: has checksum {found}\.\.\., not {expected}\.\.\."):
+        fetch(make_card("wrong.bin"))
+
+
+def test_the_error_names_each_source_in_order_with_its_reason(fetch, server, bucket, s3_endpoint):
+    sources = [f"{server.address}/missing", "s3://images/none", "none.bin", "wrong.bin"]
+    reasons = "answers 404 Not Found", r".*404.*", r".*/catalog/none\.bin is not a file", "has checksum .*"
+    said = "; ".join(f"{source}: {reason}" for source, reason in zip(sources, reasons, strict=True))
+
+    with pytest.raises(ServiceError, match=rf"^file\.bin could not be fetched from any of 4 sources \({said}\): "):
+        fetch(make_card(*sources), s3_endpoint_url=s3_endpoint)
+
+
+def test_a_file_put_where_the_error_says_is_taken(fetch, tmp_path):
+    place = tmp_path / "downloads/toys/fetched/file.bin"
+    with pytest.raises(ServiceError, match=f"put the file at {place}$"):
+        fetch(make_card("none.bin"))
+    place.write_bytes(GOOD)
+
+    assert fetch(make_card("none.bin")) / "file.bin" == place
+
+
+def test_an_unreachable_host_is_asked_only_once(fetch, hanging_up):
+    gone = [f"https://{hanging_up.host}/{number}" for number in range(4)]
+    files = [make_file(*gone[:2], "good.bin", name="a"), make_file(*gone[2:], "good.bin", name="b")]
+
+    folder = fetch(Card(name="toys", files=files))
+
+    assert names_below(folder) == {"a", "b"}
+    assert hanging_up.calls == 1
+
+
+def test_an_unreachable_s3_endpoint_is_asked_twice_for_all_files_together(fetch, hanging_up):
+    files = [make_file("s3://images/file.bin", "good.bin", name=name) for name in "ab"]
+
+    fetch(Card(name="toys", files=files), s3_endpoint_url=f"http://{hanging_up.host}")
+
+    assert hanging_up.calls == 2
+
+
+def test_the_error_says_of_an_unreachable_host_that_it_does_not_answer(fetch, hanging_up):
+    first, second = (f"https://{hanging_up.host}/{number}" for number in "12")
+
+    with pytest.raises(ServiceError, match=rf"; {second}: {hanging_up.host} does not answer\)"):
+        fetch(make_card(first, second))
+
+
+def test_an_unreachable_host_does_not_speak_for_another(fetch, server, hanging_up):
+    server.pages["/good"] = GOOD
+
+    folder = fetch(make_card(f"https://{hanging_up.host}/good", f"{server.address}/good"))
+
+    assert (folder / "file.bin").read_bytes() == GOOD
+
+
+def test_an_address_without_a_host_does_not_stop_the_files_beside_the_card(fetch):
+    assert (fetch(make_card("https:///good", "good.bin")) / "file.bin").read_bytes() == GOOD
+
+
+def test_a_host_that_lacks_one_file_is_asked_for_the_next(fetch, server):
+    server.pages["/good"] = GOOD
+    files = [make_file(f"{server.address}/none", "good.bin", name="a"), make_file(f"{server.address}/good", name="b")]
+
+    fetch(Card(name="toys", files=files))
+
+    assert server.asked == ["/none", "/good"]
+
+
+def test_a_certificate_that_is_not_trusted_is_a_sentence(fetch, server, monkeypatch):
+    server.pages["/good"] = GOOD
+    monkeypatch.delenv("SSL_CERT_FILE")
+
+    with pytest.raises(ServiceError, match="CERTIFICATE_VERIFY_FAILED"):
+        fetch(make_card(f"{server.address}/good"))
+
+
+@pytest.mark.parametrize("page", ["short", "chunks", "no-http"])
+def test_a_transfer_that_breaks_off_is_a_sentence(fetch, server, page):
+    server.pages = {"/short": GOOD[:5], "/chunks": GOOD[:5]}
+    server.cut.add("/short")
+
+    with pytest.raises(ServiceError, match=rf"file\.bin could not be fetched from any .+/{page}: "):
+        fetch(make_card(f"{server.address}/{page}"))
+
+
+@pytest.mark.parametrize("address", ["https://127.0.0.1:1/a b", "https://127.0.0.1:x/a", "https://127.0.0.1:1/ä"])
+def test_an_address_that_cannot_be_asked_is_a_sentence(fetch, address):
+    with pytest.raises(ServiceError, match=r"file\.bin could not be fetched from any of 1 sources"):
+        fetch(make_card(address))
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:9000", ""])
+def test_an_s3_endpoint_without_a_scheme_is_a_sentence(fetch, endpoint):
+    with pytest.raises(ServiceError, match=r"file\.bin could not be fetched .+endpoint"):
+        fetch(make_card("s3://images/file.bin"), s3_endpoint_url=endpoint)
+
+
+def test_missing_s3_keys_are_a_sentence(fetch, s3_endpoint):
+    with pytest.raises(ServiceError, match=r"s3://images/file\.bin: Unable to locate credentials"):
+        fetch(
+            make_card("s3://images/file.bin"),
+            s3_endpoint_url=s3_endpoint,
+            s3_access_key_id=None,
+            s3_secret_access_key=None,
+        )
+
+
+def test_the_error_never_shows_the_s3_secret(fetch, s3_endpoint):
+    with pytest.raises(ServiceError, match="could not be fetched") as caught:
+        fetch(make_card("s3://nowhere/none"), s3_endpoint_url=s3_endpoint, s3_secret_access_key="xyzzy-plugh")
+
+    assert "xyzzy" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["none.bin", "wrong.bin", "SERVER/none", "SERVER/short", "s3://images/none"])
+def test_nothing_partial_stays(fetch, server, bucket, s3_endpoint, tmp_path, source):
+    server.pages["/short"] = GOOD[:5]
+    server.cut.add("/short")
+    with pytest.raises(ServiceError, match="could not be fetched"):
+        fetch(make_card(source.replace("SERVER", server.address)), s3_endpoint_url=s3_endpoint)
+
+    assert names_below(tmp_path / "downloads") == {"toys", "toys/fetched"}
+
+
+def test_nothing_but_the_file_stays(fetch, tmp_path):
+    fetch(make_card("wrong.bin", "good.bin"))
+
+    assert names_below(tmp_path / "downloads/toys/fetched") == {"file.bin"}
+
+
+def test_a_fetched_file_is_not_fetched_again(fetch, server):
+    server.pages["/good"] = GOOD
+    card = make_card(f"{server.address}/good")
+    fetch(card)
+    fetch(card)
+
+    assert server.asked == ["/good"]
+
+
+def test_a_fetched_file_that_was_damaged_is_fetched_again(fetch):
+    kept = fetch(make_card("good.bin")) / "file.bin"
+    kept.write_bytes(WRONG)
+    fetch(make_card("good.bin"))
+
+    assert kept.read_bytes() == GOOD
+
+
+def test_a_damaged_file_stays_where_it_is_when_no_source_has_a_better_one(fetch):
+    kept = fetch(make_card("good.bin")) / "file.bin"
+    kept.write_bytes(WRONG)
+    with pytest.raises(ServiceError, match=r"none\.bin is not a file"):
+        fetch(make_card("none.bin"))
+
+    assert kept.read_bytes() == WRONG
+
+
+def archived(beside: Path, content: bytes, *, name: str = "images.zip", **card: Any) -> Card:
+    """A card with one archive, which lies beside it."""
+    (beside / name).write_bytes(content)
+    return Card(name="toys", files=[make_file(name, content=content, name=name, unpack=True)], **card)
+
+
+def test_archives_are_unpacked_each_into_a_folder_of_its_name(fetch, beside):
+    folder = fetch(archived(beside, make_zip({"river/a.png": b"river"})))
+
+    assert (folder / "images/river/a.png").read_bytes() == b"river"
+
+
+def test_the_path_of_a_card_starts_where_its_archives_are_unpacked(fetch, beside):
+    folder = fetch(archived(beside, make_zip({"river/a.png": b"river"}), path="images"))
+
+    assert (folder / "river/a.png").read_bytes() == b"river"
+
+
+def test_an_unpacked_folder_that_is_gone_is_unpacked_again_without_fetching(fetch, beside):
+    card = archived(beside, make_zip({"a.png": b"a"}))
+    image = fetch(card) / "images/a.png"
+    image.unlink()
+    image.parent.rmdir()
+    (beside / "images.zip").unlink()
+    fetch(card)
+
+    assert image.read_bytes() == b"a"
+
+
+def test_another_version_of_an_archive_takes_the_place_of_the_unpacked_one(fetch, beside):
+    fetch(archived(beside, make_zip({"old.png": b"old"})))
+
+    folder = fetch(archived(beside, make_zip({"new.png": b"new"})))
+
+    assert names_below(folder) == {"images", "images/new.png"}
+
+
+def test_another_version_of_an_archive_put_there_by_hand_is_unpacked_too(fetch, beside):
+    """As the error asks for when no source answers; a kill between fetching and unpacking looks the same."""
+    kept = fetch(archived(beside, make_zip({"old.png": b"old"}))).parent / "fetched/images.zip"
+    new = make_zip({"new.png": b"new"})
+    kept.write_bytes(new)
+
+    folder = fetch(archived(beside, new))
+
+    assert names_below(folder) == {"images", "images/new.png"}
+
+
+@pytest.fixture
+def debian(tmp_path, monkeypatch):
+    """Scripts in the place of the machine's package tools; nothing is downloaded."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def write(apt_get: str, dpkg_deb: str = "") -> Path:
+        calls = tmp_path / "calls.txt"
+        unpack = dpkg_deb or 'mkdir "$3/share" && cp "$2" "$3/share/words"'
+        for name, script in {"apt-get": apt_get, "dpkg-deb": unpack}.items():
+            path = folder / name
+            path.write_text(f'#!/bin/sh\necho "{name} $*" >> {calls}\n{script}\n')
+            path.chmod(0o755)
+        return calls
+
+    return write
+
+
+PACKED = f"printf '%s' \"{GOOD.decode()}\" > "
+"""Shell words that write the right file."""
+
+
+def test_a_file_comes_out_of_a_debian_package(fetch, debian):
+    debian(apt_get=f'{PACKED} "$2.deb"')
+
+    assert (fetch(make_card("debian:wamerican/share/words")) / "file.bin").read_bytes() == GOOD
+
+
+def test_a_debian_package_is_unpacked_below_a_relative_cache_folder_too(fetch, debian, tmp_path, monkeypatch):
+    debian(apt_get=f'{PACKED} "$2.deb"')
+    monkeypatch.chdir(tmp_path)
+
+    folder = fetch(make_card("debian:wamerican/share/words"), cache_folder=Path("here"))
+
+    assert (folder / "file.bin").read_bytes() == GOOD
+    assert (tmp_path / "here/debian/wamerican/share/words").is_file()
+
+
+def test_a_debian_package_is_downloaded_once_for_all_its_files(fetch, debian):
+    calls = debian(apt_get=f'{PACKED} "$2.deb"')
+
+    fetch(Card(name="toys", files=[make_file("debian:wamerican/share/words", name=name) for name in "ab"]))
+
+    assert calls.read_text().count("apt-get download wamerican") == 1
+
+
+def test_a_machine_without_package_lists_gets_its_own_for_the_download(fetch, debian):
+    calls = debian(
+        apt_get='case "$1 $*" in download*) exit 100;; *update) exit 0;; esac\n'
+        f'for package; do :; done\n{PACKED} "$package.deb"'
+    )
+
+    fetch(make_card("debian:wamerican/share/words"))
+
+    assert [line.split()[-1] for line in calls.read_text().splitlines()][:3] == ["wamerican", "update", "wamerican"]
+
+
+def test_a_package_that_apt_get_does_not_know_is_a_sentence_with_its_last_words(fetch, debian):
+    debian(apt_get='echo "E: Unable to locate package" >&2; exit 100')
+
+    with pytest.raises(ServiceError, match="debian:none/x: apt-get failed: E: Unable to locate package"):
+        fetch(make_card("debian:none/x"))
+
+
+def test_a_package_without_the_file_is_a_sentence(fetch, debian):
+    debian(apt_get=f'{PACKED} "$2.deb"')
+
+    with pytest.raises(ServiceError, match="debian:wamerican/share/none: package wamerican has no file share/none"):
+        fetch(make_card("debian:wamerican/share/none"))
+
+
+def test_nothing_partial_stays_of_a_package_that_cannot_be_unpacked(fetch, debian, tmp_path):
+    debian(apt_get=f'{PACKED} "$2.deb"', dpkg_deb="exit 2")
+    with pytest.raises(ServiceError, match="dpkg-deb failed"):
+        fetch(make_card("debian:wamerican/share/words"))
+
+    assert list((tmp_path / "cache/debian").glob("*")) == []
+
+
+def test_a_folder_called_as_a_word_of_the_command_does_not_change_it(fetch, debian, tmp_path, monkeypatch):
+    debian(apt_get=f'{PACKED} "$2.deb"')
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wamerican").mkdir()
+
+    assert (fetch(make_card("debian:wamerican/share/words")) / "file.bin").read_bytes() == GOOD
+
+
+def test_a_machine_without_apt_get_says_so(fetch, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+
+    with pytest.raises(ServiceError, match=r"debian:wamerican/x: this is no Debian system \(no apt-get\)"):
+        fetch(make_card("debian:wamerican/x"))
