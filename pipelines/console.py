@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from coop_core.errors import CoopError
@@ -24,8 +23,7 @@ _stderr = Console(stderr=True)
 
 def run(main: Callable[[], object]) -> NoReturn:
     """Run a stage or a command: faults become one sentence on stderr and exit status 2."""
-    handler = RichHandler(console=_stderr, show_time=False, show_path=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("pipelines", "coop_core"):
         logging.getLogger(ours).setLevel(logging.INFO)
     quiet_libraries()
