@@ -94,7 +94,7 @@ def few_shot_split(
     test: list[SplitImage] = []
     for label in range(len(names)):
         ordered = _ordered(pools[label, "train"], label, seed=str(seed))
-        for taken, chosen in zip(train_rounds, ordered, strict=False):
+        for taken, chosen in zip(train_rounds, ordered[:shots], strict=True):
             taken.append(chosen)
         spare = _ordered(pools[label, "val"], label, seed=str(seed)) if own_val else ordered[shots:]
         val += spare[:val_shots]

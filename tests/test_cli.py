@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from toy_images import paint
+from toy_split import toy_split
 
 from coop_core.artifact import make_card, write_artifact
 from coop_core.methods import coop as method
-from coop_core.split import Split, SplitImage
 from pipelines import cli
 
 HEAVY = {
@@ -62,7 +62,7 @@ def prompts(mini, tmp_path_factory) -> Path:
             learner=learner,
             method=params,
             backbone=mini,
-            split=_split(),
+            split=toy_split(NAMES),
             shots=1,
             params={"seed": 7, "train": {"learning_rate": 0.5}},
             curve=[{"epoch": 0, "loss": 1.5}],
@@ -70,22 +70,6 @@ def prompts(mini, tmp_path_factory) -> Path:
         )
         write_artifact(root / name, learner, card, logit_scale=mini.logit_scale)
     return root
-
-
-def _split() -> Split:
-    images = tuple(SplitImage(f"{label}.png", label, f"digest-{label}") for label in range(len(NAMES)))
-    return Split(
-        dataset_name="toys",
-        dataset_digest="0" * 64,
-        template="a photo of a {}.",
-        class_names=NAMES,
-        shots=1,
-        seed=7,
-        classes="all",
-        train=images,
-        val=images,
-        test=images,
-    )
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 from toy_images import paint
+from toy_split import toy_split
 
 from coop_core.artifact import make_card, read_artifact, write_artifact
 from coop_core.errors import ArtifactError, ServiceError
 from coop_core.methods import coop
-from coop_core.split import Split, SplitImage
 from pipelines.comparing import print_runs, run_rows
 from pipelines.settings import Settings
 from pipelines.tracking import DatasetInput, RunRecord, Tracked, connected, fetch_prompt, list_runs, run_link, track
@@ -67,19 +67,7 @@ def prompt(backbone, tmp_path_factory) -> Path:
     learner = coop.build(
         params, backbone=backbone, class_names=NAMES, generator=torch.Generator().manual_seed(0)
     )
-    images = tuple(SplitImage(f"{label}.png", label, f"digest-{label}") for label in range(len(NAMES)))
-    split = Split(
-        dataset_name="toys",
-        dataset_digest="0" * 64,
-        template="a photo of a {}.",
-        class_names=NAMES,
-        shots=1,
-        seed=7,
-        classes="all",
-        train=images,
-        val=images,
-        test=images,
-    )
+    split = toy_split(NAMES)
     card = make_card(
         learner=learner,
         method=params,
