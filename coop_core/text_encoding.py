@@ -74,7 +74,7 @@ class PromptEncoder:
 
         def encode(prompts: Tensor, plan: TailPlan, *flat: Tensor) -> Tensor:
             t = plan.shape[1]
-            tails = prompts[:, shared_rows : shared_rows + t].flatten(0, 1)[plan.packed]      # (T, w)
+            tails = prompts[:, shared_rows : shared_rows + t].flatten(0, 1).index_select(0, plan.packed)
             positions = shared_rows + plan.packed % t
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
             return encode_tails(self.tower, tails, positions, plan, pairs)        # type: ignore[arg-type]

@@ -95,12 +95,14 @@ def encode_tails(
         q, k, v = _project_qkv(block, x).unbind(1)                                # (T, w) each
         k, v = _grid(block, k, plan), _grid(block, v, plan)                       # (c, heads, t, head width)
         if last:
-            x, q = x[plan.end], _split(block, q[plan.end])[:, :, None]            # (c, w), (c, heads, 1, head width)
+            q = _split(block, q.index_select(0, plan.end))[:, :, None]            # (c, heads, 1, head width)
+            x = x.index_select(0, plan.end)                                       # (c, w)
             attended = _attend(q, k, v, keys_values, plan.end_mask)
             x = _after_attention(block, x, attended.flatten(1))
         else:
             attended = _attend(_grid(block, q, plan), k, v, keys_values, plan.mask)
-            x = _after_attention(block, x, attended.transpose(1, 2).flatten(2).flatten(0, 1)[plan.packed])
+            rows = attended.transpose(1, 2).flatten(2).flatten(0, 1)              # (c t, w)
+            x = _after_attention(block, x, rows.index_select(0, plan.packed))
     return tower.project(x)
 
 
@@ -108,10 +110,17 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor], mask
     """Queries (c, heads, t', .) over the shared prefix and their own prompt's rows -> (c, heads, t', .)."""
     prefix_k, prefix_v = prefix                                                   # (heads, p, head width)
     q = q * q.shape[-1] ** -0.5
-    scores = torch.cat([q @ prefix_k.transpose(-1, -2), q @ k.transpose(-1, -2) + mask.to(q.dtype)], dim=-1)
-    weights = scores.softmax(dim=-1).to(v.dtype)
+    over_prefix = _per_head(q, prefix_k.transpose(-1, -2))                        # (c, heads, t', p)
+    over_own = q @ k.transpose(-1, -2) + mask.to(q.dtype)                         # (c, heads, t', t)
+    weights = torch.cat([over_prefix, over_own], dim=-1).softmax(dim=-1).to(v.dtype)
     p = prefix_k.shape[-2]
-    return weights[..., :p] @ prefix_v + weights[..., p:] @ v
+    return _per_head(weights[..., :p], prefix_v) + weights[..., p:] @ v
+
+
+def _per_head(x: Tensor, shared: Tensor) -> Tensor:
+    """(c, heads, t, i) @ (heads, i, j) as one product a head; left to broadcasting it would be c small ones."""
+    c, heads, t, _ = x.shape
+    return (x.transpose(0, 1).reshape(heads, c * t, -1) @ shared).view(heads, c, t, -1).transpose(0, 1)
 
 
 def _project_qkv(block: Any, x: Tensor) -> Tensor:
