@@ -64,12 +64,14 @@ def compare(
     """Show tracked runs as a table."""
     from pipelines.comparing import print_runs, run_rows
     from pipelines.settings import load_settings
+    from pipelines.tracking import compare_link
 
-    rows = run_rows(load_settings(), limit=limit, sort=sort)
+    settings = load_settings()
+    rows = run_rows(settings, limit=limit, sort=sort)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
-        print_runs(rows)
+        print_runs(rows, compare_link(rows, settings))
 
 
 @app.command()

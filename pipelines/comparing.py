@@ -29,6 +29,7 @@ def run_rows(settings: Settings, *, limit: int, sort: str = "when") -> list[dict
         rows.append(
             {
                 "run_id": run["run_id"],
+                "experiment_id": run["experiment_id"],
                 "start_time": run["start_time"],
                 "version": f"{tags['coop.model']}/{tags['coop.version']}" if "coop.version" in tags else None,
                 **{key: tags.get(key) for key in ("dataset", "backbone", "method", "shots", "seed", "test_digest")},
@@ -41,7 +42,7 @@ def run_rows(settings: Settings, *, limit: int, sort: str = "when") -> list[dict
     return sorted(rows, key=lambda row: row[_ORDER[sort]] or 0, reverse=True)
 
 
-def print_runs(rows: list[dict[str, Any]]) -> None:
+def print_runs(rows: list[dict[str, Any]], link: str) -> None:
     if not rows:
         console.print("no finished runs yet: `dvc repro` makes one")
         return
@@ -57,6 +58,8 @@ def print_runs(rows: list[dict[str, Any]]) -> None:
         table.add_row(*named, *numbers, *(_percent(value) for value in accuracies))
     console.print(table)
     console.print("Percent of test images; gain over zero-shot, linear probe and validation beside it.")
+    if len(rows) > 1:
+        console.print(f"Side by side: {link}", soft_wrap=True, highlight=False)
     if len({row["test_digest"] for row in rows}) > 1:
         console.print("These runs were judged on different test images: compare rows of the same data set and split.")
 

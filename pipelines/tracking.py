@@ -3,10 +3,12 @@
 The only module that talks to MLflow's tracking server and registry.
 """
 
+import json
 import logging
 import re
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from coop_core.errors import ArtifactError, ServiceError
 from pipelines.settings import Settings
@@ -124,8 +127,20 @@ def track(record: RunRecord, settings: Settings) -> Tracked:
 
 def run_link(tracked: Tracked, settings: Settings) -> str:
     """The run's page; of the page that `make ui` opens when there is no server."""
+    return f"{_server(settings)}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
+
+
+def compare_link(rows: list[dict[str, Any]], settings: Settings) -> str:
+    """The page on which MLflow compares the runs of `list_runs`."""
+    named = {"runs": [row["run_id"] for row in rows], "experiments": sorted({row["experiment_id"] for row in rows})}
+    query = urlencode({key: json.dumps(ids, separators=(",", ":")) for key, ids in named.items()})
+    return f"{_server(settings)}/#/compare-runs?{query}"
+
+
+def _server(settings: Settings) -> str:
+    """The server's address, or the one that `make ui` gives it."""
     server = settings.tracking_uri if settings.tracking_uri.startswith("http") else "http://127.0.0.1:5000"
-    return f"{server.rstrip('/')}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
+    return server.rstrip("/")
 
 
 def list_runs(settings: Settings, *, limit: int) -> list[dict[str, Any]]:
@@ -140,7 +155,8 @@ def list_runs(settings: Settings, *, limit: int) -> list[dict[str, Any]]:
             order_by=["attributes.start_time DESC"],
         )  # fmt: skip
         return [
-            {"run_id": run.info.run_id, "name": run.info.run_name, "start_time": run.info.start_time,
+            {"run_id": run.info.run_id, "experiment_id": run.info.experiment_id, "name": run.info.run_name,
+             "start_time": run.info.start_time,
              "tags": dict(run.data.tags), "params": dict(run.data.params), "metrics": dict(run.data.metrics)}
             for run in found
         ]  # fmt: skip
@@ -192,8 +208,9 @@ def _log(mlflow: Any, client: Any, run_id: str, record: RunRecord) -> None:
 
     mlflow.log_params(record.params)
     mlflow.log_metrics(record.metrics)
+    now = int(1000 * time.time())
     points = [
-        Metric(f"epoch/{name}", value, timestamp=0, step=epoch["epoch"])
+        Metric(f"epoch/{name}", value, timestamp=now, step=epoch["epoch"])
         for epoch in record.epochs
         for name, value in epoch.items()
         if name != "epoch" and value is not None

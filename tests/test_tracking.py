@@ -21,7 +21,17 @@ from coop_core.errors import ArtifactError, ServiceError
 from coop_core.methods import coop
 from pipelines.comparing import print_runs, run_rows
 from pipelines.settings import Settings
-from pipelines.tracking import DatasetInput, RunRecord, Tracked, connected, fetch_prompt, list_runs, run_link, track
+from pipelines.tracking import (
+    DatasetInput,
+    RunRecord,
+    Tracked,
+    compare_link,
+    connected,
+    fetch_prompt,
+    list_runs,
+    run_link,
+    track,
+)
 
 # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
@@ -360,6 +370,7 @@ def test_a_row_says_what_a_run_was_and_what_it_reached(settings, history):
 
     assert row == {
         "run_id": history["first"].run_id,
+        "experiment_id": history["first"].experiment_id,
         "start_time": row["start_time"],
         "version": "coop-prompt/1",
         "dataset": "toys",
@@ -397,7 +408,7 @@ def test_an_unknown_column_is_a_sentence_with_the_known_ones(settings):
 
 
 def test_the_table_shows_a_line_for_each_run_in_percent(settings, history, capsys):
-    print_runs(run_rows(settings, limit=10))
+    print_runs(run_rows(settings, limit=10), "http://127.0.0.1:5000")
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
 
     assert ["toys", "flat", "coop", "1", "7", "0.02", "50.0", "25.0", "62.5", "75.0"] in [line[1:] for line in shown]
@@ -405,12 +416,18 @@ def test_the_table_shows_a_line_for_each_run_in_percent(settings, history, capsy
 
 def test_the_table_warns_of_runs_that_were_judged_on_different_images(settings, history, capsys):
     rows = run_rows(settings, limit=10)
-    print_runs([rows[0], {**rows[1], "test_digest": "other"}])
+    print_runs([rows[0], {**rows[1], "test_digest": "other"}], "http://127.0.0.1:5000")
 
     assert "different test images" in capsys.readouterr().out
 
 
 def test_no_runs_are_a_sentence_and_no_table(capsys):
-    print_runs([])
+    print_runs([], "http://127.0.0.1:5000")
 
     assert capsys.readouterr().out == "no finished runs yet: `dvc repro` makes one\n"
+
+
+def test_the_link_to_compare_names_every_run_and_their_experiment_once(settings: Settings) -> None:
+    rows = [{"run_id": run, "experiment_id": "1"} for run in ("a1", "b2")]
+    link = compare_link(rows, settings)
+    assert link == "http://127.0.0.1:5000/#/compare-runs?runs=%5B%22a1%22%2C%22b2%22%5D&experiments=%5B%221%22%5D"
