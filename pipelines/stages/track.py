@@ -77,15 +77,15 @@ def make_record(evaluation: dict[str, Any], prompt: Path) -> RunRecord:
             "test_digest": split.test_digest,
             "code_revision": card["code_revision"],
         },
-        metrics={
-            f"test/{name.replace(' ', '_')}/{key}": e[key]
-            for name, e in evaluation["classifiers"].items()
-            for key in ("accuracy", "macro_f1", "calibration_error")
-        }
-        | {
+        metrics={  # the first is what MLflow's comparison shows first
             "accuracy": learned["accuracy"],
             "gain_over_zero_shot": learned["accuracy"] - zero_shot["accuracy"],
             "val_accuracy": (card["training"]["last"] or {}).get("val_accuracy") or 0.0,
+        }
+        | {
+            f"test/{name.replace(' ', '_')}/{key}": e[key]
+            for name, e in evaluation["classifiers"].items()
+            for key in ("accuracy", "macro_f1", "calibration_error")
         },
         epochs=read_table(paths.PROMPT / "curve.csv"),
         datasets=_datasets(split),
