@@ -35,10 +35,6 @@ class PromptLayout:
     shared_rows: int
     """Leading rows without a class's own words: special tokens and context vectors."""
 
-    @property
-    def n_context(self) -> int:
-        return self.context_rows.shape[1]
-
     def fill(self, embeddings: Tensor, context_vectors: Tensor) -> Tensor:
         """Frozen embeddings (c, l, w) and context vectors (m, w) or (c, m, w) -> prompts (c, l, w)."""
         c, m, w = *self.context_rows.shape, embeddings.shape[-1]

@@ -5,7 +5,6 @@ not on file names, other classes, the library or a global random state; and the 
 of those of more.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -106,7 +105,7 @@ def few_shot_split(
 
 
 def write_split(path: Path, split: Split) -> None:
-    tree = json.loads(json.dumps(asdict(split)))
+    tree = asdict(split)
     digests = {"train_digest": split.train_digest, "test_digest": split.test_digest}
     write_json(path, {**tree, **digests, "digest": digest_json(tree)})
 

@@ -46,13 +46,10 @@ class PromptEncoder:
         self.path: Path = best_path(tower) if path == "auto" else path
         self.precision = precision
         self.chunks = _chunks(len(layout.lengths), classes_per_chunk)
-        if self.path == "full":
-            missing = tower.context_length - layout.token_ids.shape[1]
-            self._token_ids = F.pad(layout.token_ids, (0, missing), value=tower.pad_id)
-        else:
-            self._token_ids = layout.token_ids
+        missing = tower.context_length - layout.token_ids.shape[1] if self.path == "full" else 0
         with torch.no_grad():
-            self._embeddings = tower.embed(self._token_ids)                       # (c, l, w)
+            token_ids = F.pad(layout.token_ids, (0, missing), value=tower.pad_id)
+            self._embeddings = tower.embed(token_ids)                             # (c, l, w)
         self._plans: dict[tuple[int, int, int], TailPlan] = {}
 
     def __call__(self, context_vectors: Tensor) -> Tensor:
