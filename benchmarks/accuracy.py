@@ -99,7 +99,7 @@ def run(dataset: Dataset, params: Params, backbone: Backbone, seed: int, *, stor
     found = {name: classifier.logits(test).argmax(1).numpy() for name, classifier in classifiers.items()}
     learner = load_method(params.method.name).build(
         params.method, backbone=backbone, class_names=split.class_names,
-        generator=generator_for(seed, "context"), precision=params.train.precision,
+        generator=generator_for(seed, "context"), engine=params.engine.engine(),
     )  # fmt: skip
     device = backbone.device
     curve = fit(

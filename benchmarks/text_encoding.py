@@ -25,7 +25,7 @@ from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import CausalTextTower
 from coop_core.files import read_json, write_json
 from coop_core.prompt import build_layout, initial_context
-from coop_core.text_encoding import PromptEncoder
+from coop_core.text_encoding import Engine, PromptEncoder
 
 KEYS = (
     "classes", "n_context", "position", "class_specific", "device", "precision", "tokens", "seconds",
@@ -81,7 +81,7 @@ def encoder_for(
         tower, n_context=n_context, initial_words=None, class_specific=classes if own else None,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    return PromptEncoder(tower, layout, path=path, precision=precision), context.to(tower.device)
+    return PromptEncoder(tower, layout, class_specific=own, engine=Engine(path, precision)), context.to(tower.device)
 
 
 def step(encoder: PromptEncoder, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,7 +119,7 @@ def measure(
     features, gradient = step(ours, context)
     expected_features, expected_gradient = step(reference, context)
     seconds, reference_seconds = (timed(e, context, arguments.repeats) for e in (ours, reference))
-    tokens = computed_tokens(ours, context)
+    tokens = ours.rows
     peaks = [peak(arguments, classes, n_context, form, path) for path in ("auto", "full")]
     parameters = sum(p.numel() for p in tower.module.transformer.parameters())
     values = (
@@ -130,14 +130,6 @@ def measure(
         4 * parameters * tokens / seconds / rate,
     )  # fmt: skip
     return dict(zip(KEYS, values, strict=True))
-
-
-def computed_tokens(encoder: PromptEncoder, context: torch.Tensor) -> int:
-    """Rows that go through the tower's matrix products in one step (of the last block, only EOT rows do)."""
-    if encoder.path != "shared-prefix":
-        return int(encoder.layout.token_ids.numel())
-    shared = encoder.layout.shared_rows if context.ndim == 2 else encoder.tower.tokenizer.prefix_length
-    return shared + int((encoder.layout.lengths - shared).sum())
 
 
 def matrix_rate(device: str, precision: str, size: int = 2048) -> float:

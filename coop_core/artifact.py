@@ -96,7 +96,7 @@ def make_card(
             "logit_scale": backbone.logit_scale,
             "transform": backbone.transform.__dict__,
         },
-        "engine": {"path": encoder.path, "precision": encoder.precision} if encoder else {},
+        "engine": encoder.summary() if encoder else {},
         "class_names": list(split.class_names),
         "template": split.template,
         "data": {

@@ -4,17 +4,27 @@ Hyper-parameters come from this file alone. The environment never changes one (s
 so that the values DVC records are the values that were used.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from coop_core.dataset import has_one_hole
 from coop_core.errors import ParamsError
 from coop_core.methods import MethodParams, load_method, method_names
-from coop_core.text_encoding import Precision
+from coop_core.text_encoding import Engine, Precision
 
 
 class Section(BaseModel):
@@ -72,14 +82,35 @@ class TrainParams(Section):
     warmup_epochs: int = Field(default=1, ge=0)
     """First epochs at the constant warm-up learning rate; the cosine starts after them."""
     warmup_learning_rate: float = Field(default=1e-5, ge=0, le=1)
-    precision: Precision = "float32"
-    """What the frozen text tower computes in; context vectors, logits and loss stay in float32."""
 
     @model_validator(mode="after")
     def _warmup_inside_training(self) -> "TrainParams":
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
         return self
+
+
+def _check_memory(value: str) -> str:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)? ?(MB|GB)", value):
+        raise ValueError("write a number with its unit, such as 500 MB or 4 GB")
+    return value
+
+
+class EngineParams(Section):
+    """How prompts are encoded; see docs/engine.md."""
+
+    path: Literal["auto", "packed", "cut", "full"] = "auto"
+    """auto takes the fastest way that is exact for the text tower; full is the straightforward one."""
+    precision: Precision = "float32"
+    """What the frozen text tower computes in; context vectors, logits and loss stay in float32."""
+    max_memory: Annotated[str, AfterValidator(_check_memory)] | None = None
+    """What a training step may hold besides the weights, such as 4 GB; null takes a quarter of the device's."""
+
+    def engine(self) -> Engine:
+        if self.max_memory is None:
+            return Engine(self.path, self.precision)
+        number, unit = float(self.max_memory[:-2]), self.max_memory[-2:]
+        return Engine(self.path, self.precision, int(number * {"MB": 10**6, "GB": 10**9}[unit]))
 
 
 class BaselineParams(Section):
@@ -122,6 +153,7 @@ class Params(Section):
     features: FeatureParams
     method: Annotated[SerializeAsAny[MethodParams], BeforeValidator(_method_params)]
     train: TrainParams
+    engine: EngineParams
     baselines: BaselineParams
     evaluate: EvaluateParams
 

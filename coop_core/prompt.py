@@ -22,6 +22,10 @@ CONTEXT_STD = 0.02
 """Standard deviation of random first context vectors (CoOp, section 3.2)."""
 
 
+Element = int | tuple[Literal["context"], int]
+"""What stands in a row of a prompt: a frozen token by its id, or a context vector by its number."""
+
+
 @dataclass(frozen=True)
 class PromptLayout:
     """One prompt a class, right-padded to the longest, never truncated."""
@@ -32,8 +36,19 @@ class PromptLayout:
     """(c,) rows up to and with the last special token."""
     context_rows: Tensor
     """(c, m) the row of each context vector."""
-    shared_rows: int
-    """Leading rows without a class's own words: special tokens and context vectors."""
+
+    def prompts(self, *, class_specific: bool) -> list[tuple[Element, ...]]:
+        """Each prompt as what stands in its rows; a context vector by its number among all of them."""
+        m = self.context_rows.shape[1]
+        found = []
+        for number, (ids, length, rows) in enumerate(
+            zip(self.token_ids.tolist(), self.lengths.tolist(), self.context_rows.tolist(), strict=True)
+        ):
+            elements: list[Element] = ids[:length]
+            for place, row in enumerate(rows):
+                elements[row] = ("context", place + number * m * class_specific)
+            found.append(tuple(elements))
+        return found
 
     def fill(self, embeddings: Tensor, context_vectors: Tensor) -> Tensor:
         """Frozen embeddings (c, l, w) and context vectors (m, w) or (c, m, w) -> prompts (c, l, w)."""
@@ -70,12 +85,10 @@ def build_layout(
     _check_lengths(orders, class_names, tower, n_context)
     longest = max(len(ids) for ids, _ in orders)
     device = tower.device
-    first = tower.tokenizer.prefix_length
     return PromptLayout(
         token_ids=torch.tensor([ids + [tower.pad_id] * (longest - len(ids)) for ids, _ in orders], device=device),
         lengths=torch.tensor([len(ids) for ids, _ in orders], device=device),
         context_rows=torch.tensor([rows for _, rows in orders], device=device),
-        shared_rows=first + {"end": n_context, "middle": n_context // 2, "front": 0}[position],
     )
 
 

@@ -2,12 +2,14 @@
 
 Three ways, equal to rounding; `auto` takes the first that is exact for the text tower:
 
-    shared-prefix   causal towers: the rows all prompts share run once, tails are packed (backbone.shared_prefix)
-    cut             padding-masked towers: prompts are cut after the longest
-    full            every prompt at the text tower's full length, as the CoOp code does; for comparison
+    packed    plain causal towers: each distinct beginning of a prompt once (backbone.prefix_tree), no padding
+    cut       other towers: prompts of similar length together, cut after the longest of them
+    full      every prompt at the text tower's full length, as the CoOp code does; for comparison
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,12 +18,34 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from coop_core.backbone import TextTower, pad
-from coop_core.backbone.shared_prefix import TailPlan, encode_prefix, encode_tails, plan_tails, supports_shared_prefix
+from coop_core.backbone.packed_block import Shape
+from coop_core.backbone.packed_tower import PackedTower, supports_packing
+from coop_core.backbone.prefix_tree import PrefixTree, build_tree
 from coop_core.errors import PromptError
 from coop_core.prompt import PromptLayout
 
-Path = Literal["shared-prefix", "cut", "full"]
+Path = Literal["packed", "cut", "full"]
 Precision = Literal["float32", "bfloat16", "float16"]
+ROWS_WORTH_A_PASS = 256
+"""Padded rows that cost about as much as starting one more pass through the tower."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How prompts are encoded; changes speed, memory and rounding, never what is computed."""
+
+    path: Path | Literal["auto"] = "auto"
+    precision: Precision = "float32"
+    """What the frozen text tower computes in; context vectors, features and logits are float32."""
+    max_memory: int | None = None
+    """Bytes that one step may hold besides the weights; None takes a quarter of the device's memory."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.precision)
+
+    def memory_on(self, device: torch.device) -> int:
+        return device_memory(device) // 4 if self.max_memory is None else self.max_memory
 
 
 class PromptEncoder:
@@ -31,76 +55,159 @@ class PromptEncoder:
     """
 
     def __init__(
-        self,
-        tower: TextTower,
-        layout: PromptLayout,
-        *,
-        path: Path | Literal["auto"] = "auto",
-        precision: Precision = "float32",
-        classes_per_chunk: int | None = None,
+        self, tower: TextTower, layout: PromptLayout, *, class_specific: bool = False, engine: Engine | None = None
     ) -> None:
-        """With `classes_per_chunk`, classes are encoded in turn and recomputed in the backward pass, so that
-        memory is bounded by one chunk."""
+        """Raises PromptError when engine.path asks for packing and the tower is not a plain causal one."""
         self.tower = tower
         self.layout = layout
-        self.path: Path = best_path(tower) if path == "auto" else path
-        self.precision = precision
-        self.chunks = _chunks(len(layout.lengths), classes_per_chunk)
-        missing = tower.context_length - layout.token_ids.shape[1] if self.path == "full" else 0
-        with torch.no_grad():
-            token_ids = F.pad(layout.token_ids, (0, missing), value=tower.pad_id)
-            self._embeddings = tower.embed(token_ids)                             # (c, l, w)
-        self._plans: dict[tuple[int, int, int], TailPlan] = {}
+        self.class_specific = class_specific
+        self.engine = engine or Engine()
+        self.path: Path = best_path(tower) if self.engine.path == "auto" else self.engine.path
+        if self.path == "packed" and not supports_packing(tower):
+            raise PromptError("engine.path is packed, but this text tower is not a plain causal one: set auto")
+        make = _Packed if self.path == "packed" else _Padded
+        self._encoding: _Packed | _Padded = make(tower, layout, class_specific, self.engine, self.path)
 
     def __call__(self, context_vectors: Tensor) -> Tensor:
-        """Context vectors, shared (m, w) or class-specific (c, m, w) -> L2-normalised features (c, d), float32."""
-        device = context_vectors.device.type
-        dtype = getattr(torch, self.precision)
-        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
-            prompts = self.layout.fill(self._embeddings, context_vectors)         # (c, l, w)
-            if self.path == "shared-prefix":
-                shared_rows = self.layout.shared_rows if context_vectors.ndim == 2 else self._frozen_rows()
-                features = self._encode_shared(prompts, shared_rows)
-            else:
-                features = self._encode_whole(prompts)
-        return F.normalize(features.float(), dim=-1)
+        """Context vectors -> L2-normalised text features (..., c, d), float32.
 
-    def _encode_shared(self, prompts: Tensor, shared_rows: int) -> Tensor:
-        prefix = encode_prefix(self.tower, prompts[0, :shared_rows])              # type: ignore[arg-type]
-        flat = [tensor for pair in prefix for tensor in pair]
+        (..., m, w) where classes share them, (..., c, m, w) where they are class-specific; leading dimensions
+        are independent sets, such as one for each image.
+        """
+        *lead, _, _ = context_vectors.shape
+        sets = context_vectors.reshape(-1, *context_vectors.shape[len(lead) - self.class_specific :])
+        features = F.normalize(self._encoding(sets).float(), dim=-1)              # (g, c, d)
+        return features.view(*(lead[:-1] if self.class_specific else lead), *features.shape[1:])
 
-        def encode(prompts: Tensor, plan: TailPlan, *flat: Tensor) -> Tensor:
-            t = plan.shape[1]
-            tails = prompts[:, shared_rows : shared_rows + t].flatten(0, 1).index_select(0, plan.packed)
-            positions = shared_rows + plan.packed % t
-            pairs = list(zip(flat[::2], flat[1::2], strict=True))
-            return encode_tails(self.tower, tails, positions, plan, pairs)        # type: ignore[arg-type]
+    @property
+    def rows(self) -> int:
+        """Token rows that go through the tower in one pass over all classes."""
+        return self._encoding.rows
 
-        parts = [self._run(encode, prompts[a:b], self._plan(shared_rows, a, b), *flat) for a, b in self.chunks]
-        return torch.cat(parts)
+    @property
+    def full_rows(self) -> int:
+        """What they would be at the tower's full length."""
+        return len(self.layout.lengths) * self.tower.context_length
 
-    def _encode_whole(self, prompts: Tensor) -> Tensor:
-        lengths = self.layout.lengths
-        return torch.cat([self._run(self.tower.encode, prompts[a:b], lengths[a:b]) for a, b in self.chunks])
+    def summary(self) -> dict[str, Any]:
+        """For a card: the way that was taken."""
+        return {
+            "path": self.path,
+            "precision": self.engine.precision,
+            "rows": self.rows,
+            "full_rows": self.full_rows,
+            "chunks": self._encoding.chunks,
+        }
 
-    def _run(self, encode: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        """One chunk; with several, each is recomputed in the backward pass instead of kept."""
-        return encode(*inputs) if len(self.chunks) == 1 else checkpoint(encode, *inputs, use_reentrant=False)
 
-    def _frozen_rows(self) -> int:
-        """Rows every prompt shares when each class has its own context: the special tokens before it."""
-        return min(self.layout.shared_rows, self.tower.tokenizer.prefix_length)
+class _Packed:
+    """Prefix trees through the packed tower: one tree, or several in turn where one would not fit in memory."""
 
-    def _plan(self, shared_rows: int, start: int, stop: int) -> TailPlan:
-        key = (shared_rows, start, stop)
-        if key not in self._plans:
-            self._plans[key] = plan_tails(self.layout.lengths[start:stop], shared_rows=shared_rows)
-        return self._plans[key]
+    def __init__(
+        self, tower: Any, layout: PromptLayout, class_specific: bool, engine: Engine, path: Path
+    ) -> None:
+        self.tower = tower
+        self.packed = PackedTower(tower, engine.dtype)
+        prompts = layout.prompts(class_specific=class_specific)
+        order = sorted(range(len(prompts)), key=lambda i: list(map(str, prompts[i])))
+        limit = engine.memory_on(tower.device)
+        for size in _sizes(len(prompts)):
+            trees = [(part, build_tree([prompts[i] for i in part])) for part in _slices(order, size)]
+            fullest = max(self.packed.kept_bytes(tree) for _, tree in trees)
+            if fullest <= limit:
+                break
+        self.together = max(1, limit // fullest)
+        """Sets of context vectors that fit in memory at once."""
+        self.parts = [_Rows(tower, tree, engine.dtype) for _, tree in trees]
+        self.chunks = len(self.parts)
+        self.rows = sum(len(part.positions) for part in self.parts)
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor([i for part, _ in trees for i in part])] = torch.arange(len(order))
+        self.back = back.to(tower.device)
+
+    def __call__(self, context_vectors: Tensor) -> Tensor:
+        """(g, m, w) or (g, c, m, w) -> features (g, c, d), not normalised."""
+        sets = context_vectors.flatten(1, -2)                                     # (g, m, w) or (g, c m, w)
+        passes = sets.split(self.together)
+        recompute = len(passes) * len(self.parts) > 1
+        ends = torch.cat([
+            torch.cat([self.packed.encode(part.fill(some), part.shape, recompute=recompute) for part in self.parts], 1)
+            for some in passes
+        ])  # fmt: skip
+        return self.tower.project(ends.index_select(1, self.back))                # (g, c, d)
+
+
+class _Rows:
+    """A tree's frozen rows, and where context vectors go among them."""
+
+    def __init__(self, tower: Any, tree: PrefixTree, dtype: torch.dtype) -> None:
+        device = tower.device
+        token_ids = [element if isinstance(element, int) else tower.pad_id for element in tree.elements]
+        slots = [(row, element[1]) for row, element in enumerate(tree.elements) if isinstance(element, tuple)]
+        self.shape = Shape.of(tree, device, dtype)
+        self.positions = tree.positions.to(device)
+        with torch.no_grad():
+            positions = tower.module.positional_embedding[self.positions].float()
+            self.frozen = tower.embed(torch.tensor(token_ids, device=device)) + positions        # (r, w)
+            self.slots, self.sources = torch.tensor(slots, device=device).T.contiguous()
+            self.positions_of_slots = positions[self.slots]
+
+    def fill(self, sets: Tensor) -> Tensor:
+        """Sets of context vectors (g, k, w) -> residual rows (g, r, w)."""
+        rows = self.frozen.expand(len(sets), -1, -1)
+        return rows.index_copy(1, self.slots, sets.index_select(1, self.sources) + self.positions_of_slots)
+
+
+class _Padded:
+    """Whole prompts through the tower's own encode, in groups of similar length."""
+
+    def __init__(
+        self, tower: TextTower, layout: PromptLayout, class_specific: bool, engine: Engine, path: Path
+    ) -> None:
+        self.tower, self.layout, self.class_specific, self.dtype = tower, layout, class_specific, engine.dtype
+        lengths = layout.lengths.tolist()
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        full = tower.context_length if path == "full" else None
+        limit = engine.memory_on(tower.device)
+        groups = [order] if full else list(_by_length(order, lengths))
+        self.groups = [
+            (torch.tensor(part, device=tower.device), full or max(lengths[i] for i in part))
+            for group in groups
+            for part in _slices(group, max(1, limit // tower.kept_bytes(full or lengths[group[-1]])))
+        ]
+        self.chunks = len(self.groups)
+        self.recompute = len(self.groups) > len(groups)
+        self.rows = sum(len(members) * length for members, length in self.groups)
+        self.back = torch.cat([members for members, _ in self.groups]).argsort()
+        missing = max(length for _, length in self.groups) - layout.token_ids.shape[1]
+        with torch.no_grad():
+            self.embeddings = tower.embed(F.pad(layout.token_ids, (0, max(0, missing)), value=tower.pad_id))
+
+    def __call__(self, context_vectors: Tensor) -> Tensor:
+        """(g, m, w) or (g, c, m, w) -> features (g, c, d), not normalised."""
+        with torch.autocast(context_vectors.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return torch.stack([self._encode(one) for one in context_vectors])
+
+    def _encode(self, context_vectors: Tensor) -> Tensor:
+        prompts = self.layout.fill(self.embeddings, context_vectors)              # (c, l, w)
+        found = []
+        for members, length in self.groups:
+            inputs = prompts.index_select(0, members)[:, :length], self.layout.lengths.index_select(0, members)
+            encode: Callable[..., Tensor] = self.tower.encode
+            found.append(checkpoint(encode, *inputs, use_reentrant=False) if self.recompute else encode(*inputs))
+        return torch.cat(found).index_select(0, self.back)
 
 
 def best_path(tower: TextTower) -> Path:
     """The fastest way that is exact for this tower."""
-    return "shared-prefix" if supports_shared_prefix(tower) else "cut"
+    return "packed" if supports_packing(tower) else "cut"
+
+
+def device_memory(device: torch.device) -> int:
+    """All memory of the device in bytes, in use or not."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def encode_texts(tower: TextTower, texts: list[str], *, batch_size: int = 256) -> Tensor:
@@ -125,6 +232,25 @@ def encode_texts(tower: TextTower, texts: list[str], *, batch_size: int = 256) -
     return F.normalize(torch.cat(parts), dim=-1)
 
 
-def _chunks(count: int, size: int | None) -> list[tuple[int, int]]:
-    size = size or count
-    return [(start, min(start + size, count)) for start in range(0, count, size)]
+def _by_length(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Cut prompts, sorted by length, wherever the padding saved is worth another pass."""
+    group: list[int] = []
+    for i in order:
+        padding = sum(lengths[i] - lengths[j] for j in group)
+        if padding > ROWS_WORTH_A_PASS:
+            yield group
+            group = []
+        group.append(i)
+    yield group
+
+
+def _sizes(count: int) -> Iterator[int]:
+    """All at once, then halves, down to one."""
+    while count > 1:
+        yield count
+        count = -(-count // 2)
+    yield 1
+
+
+def _slices(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

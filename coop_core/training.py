@@ -102,8 +102,8 @@ def fit(
         loss, accuracy = _train_epoch(learner, optimiser, features, labels, order, batch_size=recipe.batch_size)
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss became {loss} in epoch {number + 1} at learning rate {rate:g}: lower train.learning_rate"
-                + ("" if recipe.precision == "float32" else " or set train.precision: float32")
+                f"the loss became {loss} in epoch {number + 1} at learning rate {rate:g}: "
+                "lower train.learning_rate, or set engine.precision: float32 if it is not that"
             )
         epoch = Epoch(number, rate, loss, accuracy, *_validate(learner, val_features, val_labels))
         curve.append(epoch)

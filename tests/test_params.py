@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from coop_core.errors import ParamsError
 from coop_core.methods import load_method, method_names
 from coop_core.params import Params, load_params, parse_params
+from coop_core.text_encoding import Engine
 
 VALID = """
 seed: 1
@@ -38,6 +39,8 @@ train:
   learning_rate: 2e-3
   weight_decay: 5e-4
   warmup_learning_rate: 1e-5
+engine:
+  max_memory: 1.5 GB
 baselines:
   ensemble_templates: ["itap of a {}.", "art of the {}."]
 evaluate:
@@ -74,7 +77,12 @@ def test_a_valid_file_gives_its_values_and_the_defaults_of_the_rest(tmp_path: Pa
     assert (params.seed, params.split.shots, params.split.curve_shots) == (1, 16, [1, 2, 4, 8])
     assert (params.dataset.test_fraction, params.split.test_per_class) == (0.3, None)
     assert (params.train.batch_size, params.train.momentum, params.train.warmup_epochs) == (32, 0.9, 1)
-    assert params.train.precision == "float32"
+    assert params.engine.engine() == Engine("auto", "float32", max_memory=1_500_000_000)
+
+
+@pytest.mark.parametrize(("written", "number"), [(None, None), ("500 MB", 500_000_000), ("4GB", 4_000_000_000)])
+def test_a_bound_on_memory_has_its_unit(written: str | None, number: int | None) -> None:
+    assert parse(engine={"max_memory": written}).engine.engine().max_memory == number
 
 
 def test_numbers_with_an_exponent_and_no_point_are_numbers(tmp_path: Path) -> None:
@@ -139,7 +147,8 @@ def test_every_fault_comes_at_once() -> None:
         dataset={"source": "", "accept": ["everything"]},
         split={"shots": 0, "shot": 3},
         features={"views": 0},
-        train={"learning_rate": -1, "precision": "float8"},
+        train={"learning_rate": -1},
+        engine={"path": "fast", "precision": "float8", "max_memory": "4"},
         evaluate={"calibration_bins": 1},
     )
     del found["backbone"]
@@ -147,8 +156,8 @@ def test_every_fault_comes_at_once() -> None:
         parse_params(found, where="params.yaml")
     faults = str(caught.value).removeprefix("params.yaml: ").split("; ")
     assert sorted(fault.split(":")[0].split(" is ")[0] for fault in faults) == [
-        "backbone", "dataset.accept.0", "dataset.source", "evaluate.calibration_bins", "features.views", "seed",
-        "split.shot", "split.shots", "train.learning_rate", "train.precision",
+        "backbone", "dataset.accept.0", "dataset.source", "engine.max_memory", "engine.path", "engine.precision",
+        "evaluate.calibration_bins", "features.views", "seed", "split.shot", "split.shots", "train.learning_rate",
     ]  # fmt: skip
 
 

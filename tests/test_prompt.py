@@ -38,14 +38,16 @@ def test_shorter_prompts_are_filled_with_padding(zoo, name):
         assert set(ids[length:].tolist()) <= {tower.pad_id}
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
-@pytest.mark.parametrize(("position", "context_before"), [("end", 5), ("middle", 2), ("front", 0)])
-def test_shared_rows_are_special_tokens_and_the_context_before_the_name(zoo, name, position, context_before):
-    tower = zoo.backbone(name).text_tower
+def test_elements_name_context_vectors_by_number_and_all_else_by_token(zoo):
+    tower = zoo.backbone("flat").text_tower
+    layout = build_layout(tower, ["cat", "sea"], n_context=2, position="middle")
+    (sos, cat, stop, eot), (_, sea, _, _) = (tower.tokenizer.tokenize(f"{name}.") for name in ("cat", "sea"))
 
-    layout = build_layout(tower, NAMES, n_context=5, position=position)
+    shared, own = layout.prompts(class_specific=False), layout.prompts(class_specific=True)
 
-    assert layout.shared_rows == tower.tokenizer.prefix_length + context_before
+    first, second = ("context", 0), ("context", 1)
+    assert shared == [(sos, first, cat, second, stop, eot), (sos, first, sea, second, stop, eot)]
+    assert own == [shared[0], (sos, ("context", 2), sea, ("context", 3), stop, eot)]
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])

@@ -51,6 +51,7 @@ PARAMS = {
     "method": {"name": "coop", "n_context": 4, "initial_words": None, "class_specific": False,
                "class_token_position": "end"},
     "train": {"epochs": 3, "batch_size": 4, "learning_rate": 0.02},
+    "engine": {"path": "auto", "precision": "float32", "max_memory": None},
     "baselines": {"ensemble_templates": ["a photo of the large {}."], "linear_probe_steps": 1},
     "evaluate": {"calibration_bins": 5},
 }  # fmt: skip

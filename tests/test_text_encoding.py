@@ -1,4 +1,4 @@
-"""Text encoding: the shared prefix and the cut change the time prompts take, never what comes out."""
+"""Text encoding: packing and cutting change the time prompts take, never what comes out."""
 
 import pytest
 import torch
@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from coop_core.backbone import pad
-from coop_core.backbone.shared_prefix import supports_shared_prefix
+from coop_core.backbone.packed_tower import supports_packing
 from coop_core.errors import PromptError
 from coop_core.prompt import build_layout, count_words, initial_context
-from coop_core.text_encoding import PromptEncoder, encode_texts
+from coop_core.text_encoding import Engine, PromptEncoder, encode_texts
 
 NAMES = ["cat", "annual crop land", "pterodactyl", "river", "forget-me-not by the sea"]
 @given(data=st.data())
@@ -21,30 +21,32 @@ def test_every_path_gives_the_same_features_and_gradients(zoo, data):
     names = data.draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=5), label="class names")
     n_context = data.draw(st.integers(1, 7), label="n_context")
     position = data.draw(st.sampled_from(["end", "middle", "front"]), label="position")
-    chunk = data.draw(st.sampled_from([None, 1, 2, 3]), label="classes per chunk")
+    max_memory = data.draw(st.sampled_from([None, 1, 100_000, 300_000]), label="memory")
     class_specific = data.draw(st.booleans(), label="class-specific")
     tower = zoo.backbone(family).text_tower
     layout = build_layout(tower, names, n_context=n_context, position=position)
     shape = (len(names), n_context, tower.width) if class_specific else (n_context, tower.width)
     context = 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(n_context))
 
-    reference = _encoded(PromptEncoder(tower, layout, path="full"), context)
+    def encoder(path, max_memory=None):
+        return PromptEncoder(tower, layout, class_specific=class_specific, engine=Engine(path, max_memory=max_memory))
 
-    fast = ["shared-prefix", "cut"] if supports_shared_prefix(tower) else ["cut"]
-    for path in fast:
-        found = _encoded(PromptEncoder(tower, layout, path=path, classes_per_chunk=chunk), context)
+    reference = _encoded(encoder("full"), context)
+
+    for path in ["packed", "cut"] if supports_packing(tower) else ["cut"]:
+        found = _encoded(encoder(path, max_memory), context)
         for ours, theirs in zip(found, reference, strict=True):
             assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_auto_takes_the_shared_prefix_for_plain_causal_towers_only(zoo, family, position):
+def test_auto_takes_packing_for_plain_causal_towers_only(zoo, family, position):
     tower = zoo.backbone(family).text_tower
 
     encoder = PromptEncoder(tower, build_layout(tower, NAMES, n_context=2, position=position))
 
     plain = family in CAUSAL and family != "native-custom-blocks"
-    assert encoder.path == ("shared-prefix" if plain else "cut")
+    assert encoder.path == ("packed" if plain else "cut")
 
 
 @pytest.mark.parametrize("class_specific", [None, len(NAMES)])
@@ -57,7 +59,7 @@ def test_a_prompt_of_real_words_is_the_models_own_encoding(zoo, family, relative
         tower, n_context=count, initial_words=words, class_specific=class_specific, generator=torch.Generator()
     )
 
-    found = PromptEncoder(tower, layout)(context)
+    found = PromptEncoder(tower, layout, class_specific=class_specific is not None)(context)
 
     expected = torch.nn.functional.normalize(zoo.texts(family, [f"{words} {name}." for name in NAMES]), dim=-1)
     assert relative_error(found, expected) <= 1e-5
@@ -113,25 +115,88 @@ def test_nothing_but_the_context_receives_a_gradient(zoo, family):
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_bfloat16_is_close_to_float32(zoo, family, relative_error):
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_close_to_float32(zoo, family, relative_error, precision):
     tower = zoo.backbone(family).text_tower
     encoder, context = _three_words(tower)
+    expected, expected_gradient = _encoded(encoder, context)
 
-    found = PromptEncoder(tower, encoder.layout, precision="bfloat16")(context)
+    found, gradient = _encoded(PromptEncoder(tower, encoder.layout, engine=Engine(precision=precision)), context)
 
-    assert found.dtype == torch.float32
-    assert relative_error(found, encoder(context)) < 0.03
+    assert found.dtype == gradient.dtype == torch.float32
+    assert relative_error(found, expected) < 0.03
+    assert relative_error(gradient, expected_gradient) < 0.1
 
 
-def test_bfloat16_gives_the_context_a_float32_gradient_close_to_float32s(zoo, family, relative_error):
-    tower = zoo.backbone(family).text_tower
+@pytest.mark.parametrize("causal", ["flat", "flat-resnet-quickgelu", "native-layer-scale"], indirect=True)
+def test_float16_keeps_gradients_too_small_for_it(zoo, causal, relative_error):
+    tower = zoo.backbone(causal).text_tower
     encoder, context = _three_words(tower)
+    half = PromptEncoder(tower, encoder.layout, engine=Engine(precision="float16"))
 
-    _, found = _encoded(PromptEncoder(tower, encoder.layout, precision="bfloat16"), context)
+    found, expected = (_encoded(e, context, scale=1e-9)[1] for e in (half, encoder))
 
-    _, expected = _encoded(encoder, context)
-    assert found.dtype == torch.float32
     assert relative_error(found, expected) < 0.1
+
+
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_a_set_of_context_vectors_for_each_image_is_each_set_alone(zoo, family, relative_error, class_specific):
+    tower = zoo.backbone(family).text_tower
+    layout = build_layout(tower, NAMES, n_context=3)
+    shape = (2, 2, len(NAMES), 3, tower.width) if class_specific else (2, 2, 3, tower.width)
+    sets = 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    encoder = PromptEncoder(tower, layout, class_specific=class_specific)
+
+    found = _encoded(encoder, sets)
+
+    alone = [[_encoded(encoder, one, weights=(i, j)) for j, one in enumerate(row)] for i, row in enumerate(sets)]
+    for part, together in enumerate(found):
+        expected = torch.stack([torch.stack([one[part] for one in row]) for row in alone])
+        assert relative_error(together, expected) <= 1e-5
+
+
+def test_two_encodings_before_their_backward_passes_do_not_disturb_each_other(zoo, causal, relative_error):
+    encoder, context = _three_words(zoo.backbone(causal).text_tower)
+    first, second = (value.clone().requires_grad_() for value in (context, 2 * context))
+    expected = [_encoded(encoder, value)[1] for value in (context, 2 * context)]
+
+    features = [encoder(first), encoder(second)]
+    with torch.no_grad():
+        encoder(3 * context)
+    for one in features:
+        (one * _direction(one)).sum().backward()
+
+    assert relative_error(first.grad, expected[0]) <= 1e-6
+    assert relative_error(second.grad, expected[1]) <= 1e-6
+
+
+def test_a_second_backward_pass_is_refused_and_not_wrong(zoo):
+    encoder, context = _three_words(zoo.backbone("flat").text_tower)
+    total = encoder(context.requires_grad_()).sum()
+    total.backward(retain_graph=True)
+
+    with pytest.raises(RuntimeError, match="have served their backward pass: encode again"):
+        total.backward()
+
+
+def test_packing_is_refused_where_it_is_not_exact(zoo):
+    tower = zoo.backbone("bert-mean-linear").text_tower
+
+    with pytest.raises(PromptError, match="not a plain causal one: set auto"):
+        PromptEncoder(tower, build_layout(tower, NAMES, n_context=3), engine=Engine("packed"))
+
+
+def test_prompts_of_different_lengths_are_cut_in_groups(zoo, relative_error):
+    tower = zoo.backbone("bert-mean-linear").text_tower
+    names = [f"cat {'sea ' * (n % 3 * 12)}" for n in range(90)]
+    layout = build_layout(tower, names, n_context=2)
+    context = 0.3 * torch.randn(2, tower.width, generator=torch.Generator().manual_seed(0))
+
+    encoder = PromptEncoder(tower, layout)
+
+    assert encoder.rows == layout.lengths.sum()
+    found, expected = (_encoded(e, context) for e in (encoder, PromptEncoder(tower, layout, engine=Engine("full"))))
+    assert max(map(relative_error, found, expected)) <= 1e-5
 
 
 def test_plain_sentences_are_the_models_own_encoding(zoo, family, relative_error):
@@ -161,10 +226,16 @@ def _three_words(tower) -> tuple[PromptEncoder, Tensor]:
     return PromptEncoder(tower, layout), 0.3 * torch.randn(3, tower.width, generator=torch.Generator().manual_seed(0))
 
 
-def _encoded(encoder: PromptEncoder, context: Tensor) -> tuple[Tensor, Tensor]:
-    """Features, and the context's gradient of one fixed random sum of them."""
+def _encoded(
+    encoder: PromptEncoder, context: Tensor, *, scale: float = 1, weights: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """Features, and the context's gradient of one fixed random sum of them (or of that part of a larger one)."""
     context = context.clone().requires_grad_()
     features = encoder(context)
-    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
-    (features * weights).sum().backward()
+    direction = _direction(features) if not weights else _direction(features.expand(2, 2, -1, -1))[weights]
+    (scale * features * direction).sum().backward()
     return features.detach(), context.grad
+
+
+def _direction(features: Tensor) -> Tensor:
+    return torch.randn(features.shape, generator=torch.Generator().manual_seed(1))

@@ -69,6 +69,9 @@ class TextTower(Protocol):
         cannot change its features in any supported family.
         """
 
+    def kept_bytes(self, length: int) -> int:
+        """About what `encode` keeps of one prompt of so many rows for its backward pass."""
+
     def encode_words(self, token_ids: Tensor) -> Tensor:
         """The model's own way from full-length token ids (n, context_length) to features (n, d)."""
 

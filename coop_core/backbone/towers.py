@@ -43,6 +43,10 @@ class CausalTextTower:
         x = self.module.transformer(x, attn_mask=mask)
         return self.project(x[torch.arange(len(x), device=x.device), lengths - 1])
 
+    def kept_bytes(self, length: int) -> int:
+        blocks = self.module.transformer.resblocks
+        return _kept_bytes(length, self.width, len(blocks), blocks[0].attn.num_heads)
+
     def add_positions(self, prompts: Tensor) -> Tensor:
         dtype = self.module.transformer.get_cast_dtype()
         return prompts.to(dtype) + self.module.positional_embedding[: prompts.shape[-2]].to(dtype)
@@ -94,6 +98,10 @@ class PaddedTextTower:
         prompts = prompts.to(self.encoder.dtype)
         return self.project(self.pool(self.encoder(inputs_embeds=prompts, attention_mask=mask), mask))
 
+    def kept_bytes(self, length: int) -> int:
+        config = self.encoder.config
+        return _kept_bytes(length, self.width, config.num_hidden_layers, config.num_attention_heads)
+
     def encode_words(self, token_ids: Tensor) -> Tensor:
         mask = (token_ids != self.pad_id).long()
         return self.project(self.pool(self.encoder(input_ids=token_ids, attention_mask=mask), mask))
@@ -103,3 +111,8 @@ def mean_pool(output: Any, mask: Tensor) -> Tensor:
     """Mean of the rows that count: (n, l, w) -> (n, w)."""
     weights = mask[..., None].to(output.last_hidden_state.dtype)
     return (output.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def _kept_bytes(length: int, width: int, depth: int, heads: int) -> int:
+    """Generous: some 24 float32 values a row and width, and three of the attention's squares."""
+    return 4 * depth * length * (24 * width + 3 * heads * length)

@@ -3,7 +3,7 @@
 A method file holds two public things; adding the file is all it takes to add the method:
 
     class Params(MethodParams)      its hyper-parameters, with ranges and help
-    def build(params, *, backbone, class_names, generator, precision) -> Learner
+    def build(params, *, backbone, class_names, generator, engine) -> Learner
 
 `training.fit` trains any learner; `artifact` saves its state and builds it again.
 """

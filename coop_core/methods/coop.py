@@ -15,7 +15,7 @@ from coop_core.backbone import Backbone
 from coop_core.errors import PromptError
 from coop_core.methods import MethodParams
 from coop_core.prompt import Position, build_layout, count_words, initial_context
-from coop_core.text_encoding import Precision, PromptEncoder
+from coop_core.text_encoding import Engine, PromptEncoder
 
 
 class Params(MethodParams):
@@ -58,7 +58,7 @@ def build(
     backbone: Backbone,
     class_names: Sequence[str],
     generator: torch.Generator,
-    precision: Precision = "float32",
+    engine: Engine | None = None,
 ) -> CoOp:
     """An untrained CoOp for these class names.
 
@@ -83,7 +83,7 @@ def build(
         class_specific=len(class_names) if params.class_specific else None,
         generator=generator,
     )
-    encoder = PromptEncoder(tower, layout, precision=precision)
+    encoder = PromptEncoder(tower, layout, class_specific=params.class_specific, engine=engine)
     return CoOp(encoder, context.to(backbone.device), logit_scale=backbone.logit_scale)
 
 

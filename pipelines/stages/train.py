@@ -55,7 +55,7 @@ def train_prompt(
         backbone=backbone,
         class_names=split.class_names,
         generator=generator_for(params.seed, "context"),
-        precision=params.train.precision,
+        engine=params.engine.engine(),
     )
     tree = params.model_dump()
     identity = [tree, split.train_digest, backbone.weights_digest, str(backbone.device), shots, torch.__version__]
