@@ -8,6 +8,7 @@ Three ways, equal to rounding; `auto` takes the first that is exact for the text
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from coop_core.backbone import TextTower, pad
 from coop_core.backbone.packed_block import Shape
-from coop_core.backbone.packed_tower import PackedTower, supports_packing
+from coop_core.backbone.packed_tower import Workspace, packed_tower, supports_packing
 from coop_core.backbone.prefix_tree import PrefixTree, build_tree
 from coop_core.errors import PromptError
+from coop_core.files import digest_json
 from coop_core.prompt import PromptLayout
 
 Path = Literal["packed", "cut", "full"]
@@ -67,6 +69,8 @@ class PromptEncoder:
             raise PromptError("engine.path is packed, but this text tower is not a plain causal one: set auto")
         make = _Packed if self.path == "packed" else _Padded
         self._encoding: _Packed | _Padded = make(tower, layout, class_specific, self.engine, self.path)
+        self.identity = (id(tower), self.engine, digest_json(layout.prompts(class_specific=class_specific)))
+        """Equal for encoders that do the same."""
 
     def __call__(self, context_vectors: Tensor) -> Tensor:
         """Context vectors -> L2-normalised text features (..., c, d), float32.
@@ -100,6 +104,18 @@ class PromptEncoder:
         }
 
 
+def encode_together(encoders: Sequence[PromptEncoder], context_vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Each encoder's context vectors -> its features (c, d); encoders that do the same share one pass."""
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for i, encoder in enumerate(encoders):
+        alike[encoder.identity, context_vectors[i].shape].append(i)
+    found: dict[int, Tensor] = {}
+    for members in alike.values():
+        features = encoders[members[0]](torch.stack([context_vectors[i] for i in members]))
+        found |= dict(zip(members, features, strict=True))
+    return [found[i] for i in range(len(encoders))]
+
+
 class _Packed:
     """Prefix trees through the packed tower: one tree, or several in turn where one would not fit in memory."""
 
@@ -107,7 +123,7 @@ class _Packed:
         self, tower: Any, layout: PromptLayout, class_specific: bool, engine: Engine, path: Path
     ) -> None:
         self.tower = tower
-        self.packed = PackedTower(tower, engine.dtype)
+        self.packed = packed_tower(tower, engine.dtype)
         prompts = layout.prompts(class_specific=class_specific)
         order = sorted(range(len(prompts)), key=lambda i: list(map(str, prompts[i])))
         limit = engine.memory_on(tower.device)
@@ -130,10 +146,11 @@ class _Packed:
         sets = context_vectors.flatten(1, -2)                                     # (g, m, w) or (g, c m, w)
         passes = sets.split(self.together)
         recompute = len(passes) * len(self.parts) > 1
-        ends = torch.cat([
-            torch.cat([self.packed.encode(part.fill(some), part.shape, recompute=recompute) for part in self.parts], 1)
-            for some in passes
-        ])  # fmt: skip
+
+        def encode(some: Tensor, part: _Rows) -> Tensor:
+            return self.packed.encode(part.fill(some), part.workspace, recompute=recompute)
+
+        ends = torch.cat([torch.cat([encode(some, part) for part in self.parts], dim=1) for some in passes])
         return self.tower.project(ends.index_select(1, self.back))                # (g, c, d)
 
 
@@ -144,7 +161,7 @@ class _Rows:
         device = tower.device
         token_ids = [element if isinstance(element, int) else tower.pad_id for element in tree.elements]
         slots = [(row, element[1]) for row, element in enumerate(tree.elements) if isinstance(element, tuple)]
-        self.shape = Shape.of(tree, device, dtype)
+        self.workspace = Workspace(Shape.of(tree, device, dtype))
         self.positions = tree.positions.to(device)
         with torch.no_grad():
             positions = tower.module.positional_embedding[self.positions].float()

@@ -3,9 +3,10 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,96 +59,164 @@ def generator_for(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int(entropy[:15], 16))
 
 
-def fit(
-    learner: nn.Module,
-    features: Tensor,
-    labels: Tensor,
-    *,
-    recipe: TrainParams,
-    seed: int,
-    val_features: Tensor | None = None,
-    val_labels: Tensor | None = None,
-    checkpoint: Checkpoint | None = None,
-    on_epoch: Callable[[Epoch], object] = lambda epoch: None,
-) -> list[Epoch]:
-    """Train in place with SGD and cross-entropy; the last epoch counts (no selection).
+@dataclass(frozen=True)
+class Training:
+    """One training to be done; the learner is trained in place."""
 
-    Parameters
-    ----------
-    features
-        L2-normalised (n, views, d) on the learner's device; each step draws one view an image.
-    labels
-        (n,) int64 on the same device.
-    checkpoint
-        Written at most every few seconds at the end of an epoch, and taken up when its key fits: the result
-        is the same as that of an uninterrupted run on the same device.
+    learner: Any
+    """A learner (`coop_core.methods.Learner`) that is a torch module."""
+    features: Tensor
+    """L2-normalised (n, views, d) on the learner's device; each step draws one view an image."""
+    labels: Tensor
+    """(n,) int64 on the same device."""
+    recipe: TrainParams
+    seed: int
+    val_features: Tensor | None = None
+    val_labels: Tensor | None = None
+    checkpoint: Checkpoint | None = None
+    """Written at most every few seconds at the end of an epoch, and taken up when its key fits: the result is the
+    same as that of an uninterrupted run on the same device."""
+    on_epoch: Callable[[Epoch], object] = lambda epoch: None
+
+    @property
+    def validation(self) -> tuple[Tensor, Tensor] | None:
+        """Features and labels, if there are any."""
+        if self.val_features is None or self.val_labels is None or len(self.val_labels) == 0:
+            return None
+        return self.val_features, self.val_labels
+
+
+def fit(learner: nn.Module, features: Tensor, labels: Tensor, **options: Any) -> list[Epoch]:
+    """One training -> its curve. Options are the other fields of `Training`.
 
     Raises
     ------
     TrainingError
         When the loss is no longer a number; nothing is trained on from there.
     """
-    optimiser = torch.optim.SGD(
-        learner.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
-    order = generator_for(seed, "batches")
-    curve = _take_up(checkpoint, learner, optimiser, order) if checkpoint else []
-    for done in curve:
-        on_epoch(done)
-    written = time.monotonic()
-    for number in range(len(curve), recipe.epochs):
-        rate = learning_rate_at(number, recipe)
-        for group in optimiser.param_groups:
+    (found,) = fit_together([Training(learner, features, labels, **options)])
+    if isinstance(found, TrainingError):
+        raise found
+    return found
+
+
+def fit_together(trainings: Sequence[Training]) -> list[list[Epoch] | TrainingError]:
+    """Train with SGD and cross-entropy; the last epoch counts (no selection). -> every training's curve, or its end.
+
+    Trainings take their steps side by side, and learners that can encode their prompts in one pass do so
+    (`forward_together`): small class lists then cost little more together than one costs alone. Each result is
+    that of the training alone, to rounding. One that diverges ends without disturbing the others.
+    """
+    runs = [_Run(training) for training in trainings]
+    while waiting := [run for run in runs if run.error is None and len(run.curve) < run.training.recipe.epochs]:
+        behind = min(len(run.curve) for run in waiting)
+        steps = next(run.steps for run in waiting if len(run.curve) == behind)
+        _train_epoch([run for run in waiting if len(run.curve) == behind and run.steps == steps])
+    return [run.error or run.curve for run in runs]
+
+
+class _Run:
+    """A training under way."""
+
+    def __init__(self, training: Training) -> None:
+        recipe = training.recipe
+        self.training = training
+        self.optimiser = torch.optim.SGD(
+            training.learner.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+        self.order = generator_for(training.seed, "batches")
+        self.steps = max(1, len(training.labels) // recipe.batch_size)
+        """In an epoch; the last incomplete batch is dropped when there is a complete one."""
+        self.error: TrainingError | None = None
+        self.curve: list[Epoch] = []
+        if training.checkpoint:
+            self.curve = _take_up(training.checkpoint, training.learner, self.optimiser, self.order)
+        for done in self.curve:
+            training.on_epoch(done)
+        self.written = time.monotonic()
+
+    def draw(self) -> tuple[list[Tensor], list[Tensor]]:
+        """One epoch's batches: image features (b, d) with one view an image, and labels (b,)."""
+        features, labels = self.training.features, self.training.labels
+        n, views, _ = features.shape
+        order = torch.randperm(n, generator=self.order)
+        drawn = torch.randint(views, (n,), generator=self.order)[order].to(features.device)
+        order = order.to(features.device)
+        size = self.training.recipe.batch_size
+        batches, views_of = order.split(size)[: self.steps], drawn.split(size)
+        return (
+            [features[batch, view] for batch, view in zip(batches, views_of, strict=False)],
+            [labels[batch] for batch in batches],
+        )
+
+    def set_rate(self) -> float:
+        rate = learning_rate_at(len(self.curve), self.training.recipe)
+        for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss, accuracy = _train_epoch(learner, optimiser, features, labels, order, batch_size=recipe.batch_size)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} in epoch {number + 1} at learning rate {rate:g}: "
+        return rate
+
+    def finish(self, epoch: Epoch) -> None:
+        if not math.isfinite(epoch.loss):
+            self.error = TrainingError(
+                f"the loss became {epoch.loss} in epoch {epoch.epoch + 1} at learning rate {epoch.learning_rate:g}: "
                 "lower train.learning_rate, or set engine.precision: float32 if it is not that"
             )
-        epoch = Epoch(number, rate, loss, accuracy, *_validate(learner, val_features, val_labels))
-        curve.append(epoch)
-        on_epoch(epoch)
-        if checkpoint and time.monotonic() - written >= checkpoint.every_seconds:
-            _write(checkpoint, learner, optimiser, order, curve)
-            written = time.monotonic()
-    return curve
+            return
+        self.curve.append(epoch)
+        self.training.on_epoch(epoch)
+        checkpoint = self.training.checkpoint
+        if checkpoint and time.monotonic() - self.written >= checkpoint.every_seconds:
+            _write(checkpoint, self.training.learner, self.optimiser, self.order, self.curve)
+            self.written = time.monotonic()
 
 
-def _train_epoch(
-    learner: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    features: Tensor,
-    labels: Tensor,
-    order: torch.Generator,
-    *,
-    batch_size: int,
-) -> tuple[float, float]:
-    """One pass; the last incomplete batch is dropped when there is a complete one. -> (mean loss, accuracy)."""
-    n, views, _ = features.shape
-    permutation = torch.randperm(n, generator=order)
-    drawn = torch.randint(views, (n,), generator=order).to(features.device)
-    steps = max(1, n // batch_size)
-    losses, hits, seen = torch.zeros((), device=features.device), torch.zeros((), device=features.device), 0
-    for step in range(steps):
-        batch = permutation[step * batch_size : (step + 1) * batch_size].to(features.device)
-        logits = learner(features[batch, drawn[batch]])                           # (b, c)
-        loss = F.cross_entropy(logits, labels[batch])
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        losses += loss.detach()
-        hits += (logits.detach().argmax(dim=1) == labels[batch]).sum()
-        seen += len(batch)
-    return losses.item() / steps, hits.item() / seen
+def _train_epoch(runs: Sequence[_Run]) -> None:
+    """One pass over everyone's images, in as many steps; nothing waits for the device before the end."""
+    rates = [run.set_rate() for run in runs]
+    drawn = [run.draw() for run in runs]
+    learners = [run.training.learner for run in runs]
+    device = runs[0].training.features.device
+    losses, hits = torch.zeros(len(runs), device=device), torch.zeros(len(runs), device=device)
+    for step in range(runs[0].steps):
+        batches = [features[step] for features, _ in drawn]
+        labels = [labels[step] for _, labels in drawn]
+        logits = _logits(learners, batches)                                       # (b, c) each
+        found = [F.cross_entropy(one, label) for one, label in zip(logits, labels, strict=True)]
+        for run in runs:
+            run.optimiser.zero_grad(set_to_none=True)
+        sum(found[1:], found[0]).backward()
+        for run in runs:
+            run.optimiser.step()
+        losses += torch.stack([loss.detach() for loss in found])
+        hits += torch.stack([(one.argmax(1) == label).sum() for one, label in zip(logits, labels, strict=True)])
+    seen = [sum(map(len, labels)) for _, labels in drawn]
+    validated = _validate(runs)
+    for i, (run, loss, hit) in enumerate(zip(runs, losses.tolist(), hits.tolist(), strict=True)):
+        run.finish(Epoch(len(run.curve), rates[i], loss / run.steps, hit / seen[i], *validated[i]))
+
+
+def _logits(learners: Sequence[nn.Module], image_features: Sequence[Tensor]) -> list[Tensor]:
+    """Each learner's answer to its own images (n, d) -> (n, c)."""
+    together = getattr(type(learners[0]), "forward_together", None)
+    if together and len(learners) > 1 and all(type(learner) is type(learners[0]) for learner in learners):
+        return together(learners, image_features)
+    return [learner(features) for learner, features in zip(learners, image_features, strict=True)]
 
 
 @torch.no_grad()
-def _validate(learner: nn.Module, features: Tensor | None, labels: Tensor | None) -> tuple[float | None, float | None]:
-    if features is None or labels is None or len(labels) == 0:
-        return None, None
-    logits = learner(features)
-    return F.cross_entropy(logits, labels).item(), (logits.argmax(dim=1) == labels).float().mean().item()
+def _validate(runs: Sequence[_Run]) -> list[tuple[float | None, float | None]]:
+    """Loss and accuracy on each run's validation images, if it has any."""
+    data = {i: run.training.validation for i, run in enumerate(runs) if run.training.validation}
+    found: list[tuple[float | None, float | None]] = [(None, None)] * len(runs)
+    if data:
+        answers = _logits([runs[i].training.learner for i in data], [features for features, _ in data.values()])
+        for (i, (_, labels)), logits in zip(data.items(), answers, strict=True):
+            hits = logits.argmax(dim=1) == labels
+            found[i] = (F.cross_entropy(logits, labels).item(), hits.float().mean().item())
+    return found
 
 
 def _write(

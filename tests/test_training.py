@@ -9,7 +9,7 @@ from coop_core.baselines import zero_shot
 from coop_core.errors import TrainingError
 from coop_core.methods import coop
 from coop_core.params import TrainParams
-from coop_core.training import Checkpoint, Epoch, fit, generator_for, learning_rate_at
+from coop_core.training import Checkpoint, Epoch, Training, fit, fit_together, generator_for, learning_rate_at
 
 NAMES = ["cat", "annual crop land", "river"]
 RECIPE = TrainParams(epochs=6, batch_size=4, learning_rate=0.02)
@@ -377,3 +377,82 @@ def _interrupt_at(number: int):
             raise Interrupted(f"at {number}")
 
     return on_epoch
+
+
+# Many at once
+
+
+SETTINGS = [(0, 0.02, 6), (1, 0.02, 6), (2, 0.5, 6), (0, 0.1, 3)]
+"""Seed, learning rate and epochs."""
+
+
+def _training(learner, images, seed: int, rate: float, epochs: int, **options) -> Training:
+    recipe = RECIPE.model_copy(update={"learning_rate": rate, "epochs": epochs})
+    return Training(learner, *images, recipe=recipe, seed=seed, val_features=images[0][:, 0], val_labels=images[1],
+                    **options)  # fmt: skip
+
+
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_trainings_at_once_are_each_training_alone(learner, images, relative_error, class_specific):
+    together, alone = ([learner(class_specific=class_specific) for _ in SETTINGS] for _ in range(2))
+
+    found = fit_together([_training(one, images, *each) for one, each in zip(together, SETTINGS, strict=True)])
+
+    expected = [fit_together([_training(one, images, *each)])[0] for one, each in zip(alone, SETTINGS, strict=True)]
+    assert [len(curve) for curve in found] == [epochs for _, _, epochs in SETTINGS]
+    for curve, curve_alone, one, one_alone in zip(found, expected, together, alone, strict=True):
+        assert [epoch.loss for epoch in curve] == pytest.approx([epoch.loss for epoch in curve_alone], rel=1e-5)
+        assert [epoch.val_loss for epoch in curve] == pytest.approx([e.val_loss for e in curve_alone], rel=1e-5)
+        assert relative_error(one.context_vectors.detach(), one_alone.context_vectors.detach()) <= 1e-4
+
+
+def test_trainings_at_once_encode_their_prompts_in_one_pass(learner, images):
+    learners = [learner() for _ in range(3)]
+    asked = []
+    for one in learners:
+        encode = one.encoder._encoding
+        one.encoder._encoding = lambda sets, encode=encode: asked.append(len(sets)) or encode(sets)
+
+    fit_together([_training(one, images, 0, 0.02, 2) for one in learners])
+
+    assert set(asked) == {3}
+
+
+def test_learners_of_different_forms_train_at_once(learner, images):
+    learners = [learner(), learner(n_context=3), learner(class_specific=True)]
+
+    found = fit_together([_training(one, images, 0, 0.02, 4) for one in learners])
+
+    alone = [fit(learner(**form), *images, recipe=RECIPE.model_copy(update={"epochs": 4}), seed=0)
+             for form in ({}, {"n_context": 3}, {"class_specific": True})]  # fmt: skip
+    for curve, curve_alone in zip(found, alone, strict=True):
+        assert curve[-1].loss == pytest.approx(curve_alone[-1].loss, rel=1e-5)
+
+
+def test_one_that_diverges_does_not_disturb_the_others(images):
+    broken, whole = Counting(24, broken_from=3), Counting(24)
+
+    failed, curve = fit_together([_training(one, images, 0, 0.02, 6) for one in (broken, whole)])
+
+    assert isinstance(failed, TrainingError)
+    assert curve == fit_together([_training(Counting(24), images, 0, 0.02, 6)])[0]
+
+
+def test_an_interrupted_one_catches_up_with_the_others(learner, images, tmp_path, relative_error):
+    checkpoint = Checkpoint(tmp_path / "one.safetensors", "key", every_seconds=0)
+
+    def stop(epoch: Epoch) -> None:
+        if epoch.epoch == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fit_together([_training(learner(), images, 1, 0.02, 6, checkpoint=checkpoint, on_epoch=stop)])
+    resumed, fresh = learner(), learner()
+
+    fit_together([_training(resumed, images, 1, 0.02, 6, checkpoint=checkpoint),
+                  _training(fresh, images, 2, 0.02, 6)])  # fmt: skip
+
+    for one, seed in ((resumed, 1), (fresh, 2)):
+        expected = learner()
+        fit_together([_training(expected, images, seed, 0.02, 6)])
+        assert relative_error(one.context_vectors.detach(), expected.context_vectors.detach()) <= 1e-4

@@ -87,10 +87,15 @@ class Buffers:
 
 
 class Linear:
-    """y = x W^T + b with frozen W (out, in) and b (out)."""
+    """y = x W^T + b with frozen W (out, in) and b (out).
+
+    W is kept transposed as well: for the few rows of a short class list either pass is up to a fifth faster when it
+    reads its matrix in the order in which it lies in memory.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.weight, self.bias = weight, bias
+        self.transposed = weight.T.contiguous()
 
     @classmethod
     def frozen(cls, weight: Tensor, bias: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> "Linear":
@@ -104,7 +109,7 @@ class Linear:
 
     def forward(self, x: Tensor, buffers: Buffers) -> Tensor:
         """(rows, in) -> (rows, out)"""
-        return torch.addmm(self.bias, x, self.weight.T, out=buffers.take(len(x), len(self.weight), like=x))
+        return torch.addmm(self.bias, x, self.transposed, out=buffers.take(len(x), len(self.weight), like=x))
 
     def backward(self, dy: Tensor, buffers: Buffers) -> Tensor:
         """(rows, out) -> (rows, in)"""
@@ -194,7 +199,6 @@ class Saved:
     middle: Tensor
     moments_2: Moments
     hidden: Tensor
-    last: bool
 
     def release(self, buffers: Buffers) -> None:
         attention = self.attention
@@ -204,24 +208,26 @@ class Saved:
 class Block:
     """One frozen block, with the attention's scale and layer scale folded into its matrices."""
 
-    def __init__(self, block: Any, dtype: torch.dtype) -> None:
+    def __init__(self, block: Any, dtype: torch.dtype, *, last: bool) -> None:
         attention, mlp = block.attn, block.mlp
         self.width, self.heads = attention.embed_dim, attention.num_heads
         scale = torch.ones(3 * self.width, device=attention.in_proj_weight.device)
         scale[: self.width] = (self.width // self.heads) ** -0.5
         self.qkv = Linear.frozen(attention.in_proj_weight, attention.in_proj_bias, dtype, scale)
-        self.q, self.kv = self.qkv[: self.width], self.qkv[self.width :]
         self.out = Linear.frozen(attention.out_proj.weight, attention.out_proj.bias, dtype, _gamma(block.ls_1))
         self.up = Linear.frozen(mlp.c_fc.weight, mlp.c_fc.bias, dtype)
         self.down = Linear.frozen(mlp.c_proj.weight, mlp.c_proj.bias, dtype, _gamma(block.ls_2))
         self.norm_1, self.norm_2, self.gelu = Norm(block.ln_1), Norm(block.ln_2), Gelu(mlp.gelu)
         self.dtype = dtype
+        if last:
+            self.q, self.kv = self.qkv[: self.width], self.qkv[self.width :]
+        self.last = last
 
-    def forward(self, x: Tensor, shape: Shape, buffers: Buffers, *, last: bool) -> tuple[Tensor, Saved]:
+    def forward(self, x: Tensor, shape: Shape, buffers: Buffers) -> tuple[Tensor, Saved]:
         """Residual rows (g, r, w) -> (g, r, w); in the last block -> those of the ends alone (g, b e, w)."""
         y, moments_1 = self.norm_1.forward(x)
-        attended, attention = (self._attend_ends if last else self._attend)(y.to(self.dtype), shape, buffers)
-        entering = x.index_select(1, shape.end_rows) if last else x
+        attended, attention = (self._attend_ends if self.last else self._attend)(y.to(self.dtype), shape, buffers)
+        entering = x.index_select(1, shape.end_rows) if self.last else x
         projected = self.out.forward(attended, buffers)
         middle = torch.add(entering, projected.view(entering.shape), out=buffers.take(*entering.shape, like=x))
         y, moments_2 = self.norm_2.forward(middle)
@@ -230,7 +236,7 @@ class Block:
         buffers.give(attended, projected)
         projected = self.down.forward(activated, buffers)
         buffers.give(activated, projected)
-        return middle + projected.view(middle.shape), Saved(x, moments_1, attention, middle, moments_2, hidden, last)
+        return middle + projected.view(middle.shape), Saved(x, moments_1, attention, middle, moments_2, hidden)
 
     def backward(self, dx: Tensor, shape: Shape, saved: Saved, buffers: Buffers) -> Tensor:
         """The gradient of forward's result -> the gradient of its rows (g, r, w)."""
@@ -240,11 +246,11 @@ class Block:
         dx = self.norm_2.backward(dy.view(dx.shape), saved.middle, saved.moments_2).add_(dx)
         buffers.give(dhidden, dy)
         dattended = self.out.backward(dx.to(self.dtype).flatten(0, 1), buffers)
-        detach = self._attend_ends_backward if saved.last else self._attend_backward
+        detach = self._attend_ends_backward if self.last else self._attend_backward
         dy = detach(dattended, saved.attention, shape, buffers)
         found = self.norm_1.backward(dy.view(saved.x.shape), saved.x, saved.moments_1)
         buffers.give(dattended, dy)
-        return found.index_add_(1, shape.end_rows, dx) if saved.last else found.add_(dx)
+        return found.index_add_(1, shape.end_rows, dx) if self.last else found.add_(dx)
 
     def _attend(self, y: Tensor, shape: Shape, buffers: Buffers) -> tuple[Tensor, Attention]:
         """Normed rows (g, r, w) -> attended rows (g r, w)."""

@@ -1,6 +1,7 @@
 """Packed tower: the rows of a prefix tree through all blocks of a frozen causal tower, with their gradient."""
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,24 +20,23 @@ class PackedTower:
     """The frozen blocks of a causal tower in the type they are computed in."""
 
     def __init__(self, tower: CausalTextTower, dtype: torch.dtype) -> None:
-        self.blocks = [Block(block, dtype) for block in tower.module.transformer.resblocks]
+        blocks = tower.module.transformer.resblocks
+        self.blocks = [Block(block, dtype, last=block is blocks[-1]) for block in blocks]
         self.dtype = dtype
-        self.recorder = Recorder()
-        self._buffers: tuple[Any, Buffers] = (None, Buffers())
 
-    def encode(self, rows: Tensor, shape: Shape, *, recompute: bool = False) -> Tensor:
+    def encode(self, rows: Tensor, workspace: "Workspace", *, recompute: bool = False) -> Tensor:
         """Residual rows, positions added (g, r, w), float32 -> every prompt's row at EOT (g, c, w), float32.
 
         With `recompute`, nothing is kept for the backward pass: it runs the forward pass again.
         """
-        ends = _Encode.apply(rows, self, shape, torch.is_grad_enabled() and not recompute)
-        return ends.index_select(1, shape.end_of)
+        ends = _Encode.apply(rows, self, workspace, recompute, torch.is_grad_enabled())
+        return ends.index_select(1, workspace.shape.end_of)
 
     def forward(self, rows: Tensor, shape: Shape, buffers: Buffers, *, keep: bool) -> tuple[Tensor, list[Saved]]:
         """Rows (g, r, w) -> the ends (g, b e, w), and what backward reads."""
         saved = []
         for block in self.blocks:
-            rows, one = block.forward(rows, shape, buffers, last=block is self.blocks[-1])
+            rows, one = block.forward(rows, shape, buffers)
             saved.append(one)
             if not keep:
                 saved.pop().release(buffers)
@@ -45,11 +45,12 @@ class PackedTower:
     def backward(self, gradient: Tensor, shape: Shape, saved: list[Saved], buffers: Buffers) -> Tensor:
         """The gradient of the ends -> that of the rows; `saved` is used up.
 
-        float16 loses small numbers: its gradients are brought near 1 by a power of two, and back at the end.
+        float16 loses small numbers: each set's gradients are brought near 1 by a power of two, and back at the end.
         """
-        scale = torch.ones((), device=gradient.device)
+        scale = torch.ones(len(gradient), 1, 1, device=gradient.device)
         if self.dtype == torch.float16:
-            scale = torch.exp2(-torch.log2(gradient.abs().max().clamp(min=1e-30)).ceil())
+            largest = gradient.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)
+            scale = torch.exp2(-torch.log2(largest).ceil())
             gradient = gradient * scale
         for block in reversed(self.blocks):
             one = saved.pop()
@@ -65,14 +66,6 @@ class PackedTower:
         passing = rows * w * (5 * 4 + 13 * size) + b * keys * (2 * w + 3 * heads * s) * size
         return len(self.blocks) * kept + passing
 
-    def buffers_for(self, rows: Tensor, shape: Shape) -> Buffers:
-        """The same buffers as long as the same work comes again."""
-        key = (rows.shape, id(shape), rows.device)
-        if self._buffers[0] != key:
-            self._buffers = (key, Buffers())
-        return self._buffers[1]
-
-
     def steps(self, shape: Shape, buffers: Buffers) -> Steps:
         def forward(rows: Tensor, *, keep: bool = True) -> tuple[Tensor, list[Saved]]:
             return self.forward(rows, shape, buffers, keep=keep)
@@ -83,23 +76,51 @@ class PackedTower:
         return forward, backward
 
 
+def packed_tower(tower: CausalTextTower, dtype: torch.dtype) -> PackedTower:
+    """One for all who ask with the same tower and type."""
+    packed = _packed.setdefault(tower, {})
+    if dtype not in packed:
+        packed[dtype] = PackedTower(tower, dtype)
+    return packed[dtype]
+
+
+_packed: WeakKeyDictionary[CausalTextTower, dict[torch.dtype, PackedTower]] = WeakKeyDictionary()
+
+
+class Workspace:
+    """One tree's place in memory: as long as the same work comes again, it finds its buffers or its recorded step."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.recorder = Recorder()
+        self._buffers = Buffers()
+        self._rows = torch.Size()
+
+    def buffers_for(self, rows: Tensor) -> Buffers:
+        if rows.shape != self._rows:
+            self._rows, self._buffers = rows.shape, Buffers()
+        return self._buffers
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, tower: PackedTower, shape: Shape, keep: bool) -> Tensor:
-        recorder = tower.recorder
-        ctx.graph = recorder.graph_for(id(shape), rows, lambda: tower.steps(shape, Buffers())) if keep else None
-        ctx.rows, ctx.steps = rows, tower.steps(shape, tower.buffers_for(rows, shape))
-        if ctx.graph:
-            ends, ctx.saved = ctx.graph.forward(rows)
-        else:
-            ends, ctx.saved = ctx.steps[0](rows, keep=keep)
+    def forward(
+        ctx: Any, rows: Tensor, tower: PackedTower, workspace: Workspace, recompute: bool, with_gradient: bool
+    ) -> Tensor:
+        keep, shape = with_gradient and not recompute, workspace.shape
+        graph = workspace.recorder.graph_for(rows, lambda: tower.steps(shape, Buffers())) if keep else None
+        buffers = Buffers() if recompute else workspace.buffers_for(rows)
+        ends, saved = graph.forward(rows) if graph else tower.forward(rows, shape, buffers, keep=keep)
+        ctx.work = rows, tower, shape, graph, saved, None if recompute else buffers
         return ends
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        if ctx.rows is None:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        if ctx.work is None:
             raise RuntimeError("the buffers of this encoding have served their backward pass: encode again")
-        rows, saved, (forward, backward) = ctx.rows, ctx.saved, ctx.steps
-        ctx.rows = ctx.saved = None
-        found = ctx.graph.backward(gradient) if ctx.graph else backward(gradient, saved or forward(rows)[1])
-        return found, None, None, None
+        (rows, tower, shape, graph, saved, buffers), ctx.work = ctx.work, None
+        if graph:
+            return graph.backward(gradient), None, None, None, None
+        buffers = buffers or Buffers()
+        saved = saved or tower.forward(rows, shape, buffers, keep=True)[1]
+        return tower.backward(gradient, shape, saved, buffers), None, None, None, None

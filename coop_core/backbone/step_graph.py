@@ -63,11 +63,11 @@ class Recorder:
         self._seen: dict[Any, int] = {}
         self._graphs: dict[Any, StepGraph | None] = {}
 
-    def graph_for(self, what: Any, rows: Tensor, steps: Callable[[], Steps]) -> StepGraph | None:
+    def graph_for(self, rows: Tensor, steps: Callable[[], Steps]) -> StepGraph | None:
         """A graph that may be used now, or None; `steps` are to be recorded with memory of their own."""
         if not rows.is_cuda:
             return None
-        key = what, rows.shape
+        key = rows.shape
         self._seen[key] = self._seen.get(key, 0) + 1
         if self._seen[key] > self.AFTER and key not in self._graphs:
             try:

@@ -45,6 +45,9 @@ class Learner(Protocol):
     def class_weights(self) -> "Tensor | None":
         """L2-normalised (c, d), or None where the classifier depends on the image."""
 
+    # Optional, for many trainings at once:
+    #   forward_together(learners, image_features) -> list of logits, static, each learner's for its own images
+
     def parameters(self) -> "Iterator[Parameter]": ...
 
     def state_dict(self) -> "dict[str, Tensor]": ...

@@ -15,7 +15,7 @@ from coop_core.backbone import Backbone
 from coop_core.errors import PromptError
 from coop_core.methods import MethodParams
 from coop_core.prompt import Position, build_layout, count_words, initial_context
-from coop_core.text_encoding import Engine, PromptEncoder
+from coop_core.text_encoding import Engine, PromptEncoder, encode_together
 
 
 class Params(MethodParams):
@@ -50,6 +50,15 @@ class CoOp(nn.Module):
 
     def forward(self, image_features: Tensor) -> Tensor:
         return self.logit_scale * image_features @ self.class_weights().T         # (n, c)
+
+    @staticmethod
+    def forward_together(learners: Sequence["CoOp"], image_features: Sequence[Tensor]) -> list[Tensor]:
+        """Each learner's logits for its own image features, with prompts encoded in as few passes as possible."""
+        weights = encode_together([one.encoder for one in learners], [one.context_vectors for one in learners])
+        return [
+            one.logit_scale * features @ own.T
+            for one, features, own in zip(learners, image_features, weights, strict=True)
+        ]
 
 
 def build(
