@@ -8,6 +8,7 @@
     |-- PromptError       class names and context vectors that do not fit the text tower
     |-- TrainingError     a loss that is no number, a checkpoint that does not belong
     |-- ArtifactError     damaged or foreign artefacts
+    |-- GateError         promotions that the gate refuses or cannot judge
     `-- ServiceError      sources, storage and tracking servers that do not answer
 """
 
@@ -41,6 +42,10 @@ class TrainingError(CoopError):
 
 
 class ArtifactError(CoopError):
+    pass
+
+
+class GateError(CoopError):
     pass
 
 

@@ -23,6 +23,7 @@ from ruamel.yaml.error import YAMLError
 
 from coop_core.dataset import has_one_hole
 from coop_core.errors import ParamsError
+from coop_core.gate import Policy
 from coop_core.methods import MethodParams, load_method, method_names
 from coop_core.text_encoding import Engine, Precision
 
@@ -97,7 +98,7 @@ def _check_memory(value: str) -> str:
 
 
 class EngineParams(Section):
-    """How prompts are encoded; see docs/engine.md."""
+    """How prompts are encoded: speed and memory, and no result beyond rounding."""
 
     path: Literal["auto", "packed", "cut", "full"] = "auto"
     """auto takes the fastest way that is exact for the text tower; full is the straightforward one."""
@@ -132,6 +133,22 @@ class EvaluateParams(Section):
     """Equally wide confidence bins of the reliability diagram and the expected calibration error."""
 
 
+class GateParams(Section):
+    """What a candidate must show before it becomes champion."""
+
+    min_gain_over_zero_shot: float = Field(default=0.0, ge=-1, le=1)
+    """Fraction of the test images by which it must beat the zero-shot baseline."""
+    significance: float = Field(default=0.05, gt=0, lt=1)
+    """It is worse than the champion when chance alone would lose so many images more rarely than this."""
+    max_class_drop: float = Field(default=0.15, ge=0, le=1)
+    """By how much of its test images a class may fall against the champion."""
+    min_images_a_class: int = Field(default=20, ge=1)
+    """Classes with fewer test images are not judged one by one."""
+
+    def policy(self) -> Policy:
+        return Policy(**self.model_dump())
+
+
 def _method_params(value: Any) -> Any:
     """Give the section to the class of the method it names."""
     if isinstance(value, MethodParams):
@@ -156,6 +173,7 @@ class Params(Section):
     engine: EngineParams
     baselines: BaselineParams
     evaluate: EvaluateParams
+    gate: GateParams
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -92,6 +92,61 @@ def card(
 
 
 @app.command()
+def promote(
+    version: Annotated[int | None, typer.Option(min=1, help="A registered version instead of the candidate.")] = None,
+    without_comparison: Annotated[
+        bool, typer.Option("--without-comparison", help="Judge against zero-shot alone, for a new test set.")
+    ] = False,
+) -> None:
+    """Judge the candidate by the gate of params.yaml and make it champion."""
+    from coop_core.errors import GateError
+    from coop_core.params import load_params
+    from pipelines import promotion
+    from pipelines.settings import load_settings
+
+    settings, policy = load_settings(), load_params().gate.policy()
+    decision = promotion.promote(
+        settings, policy, version=str(version) if version else None, compare=not without_comparison
+    )
+    for check in decision.checks:
+        typer.echo(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.sentence}")
+    if not decision.promote:
+        raise GateError(f"version {decision.candidate} is not promoted; the champion stays as it was")
+    typer.echo(f"champion  {settings.registered_model} version {decision.candidate}")
+
+
+@app.command()
+def rollback() -> None:
+    """Make the champion before this one champion again."""
+    from pipelines import promotion
+    from pipelines.settings import load_settings
+
+    settings = load_settings()
+    left, found = promotion.rollback(settings)
+    typer.echo(f"champion  {settings.registered_model} version {found}, instead of {left}")
+
+
+@app.command()
+def history(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
+) -> None:
+    """Show every change of the champion."""
+    from pipelines import promotion
+    from pipelines.settings import load_settings
+
+    events = promotion.history(load_settings())
+    if as_json:
+        typer.echo(json.dumps(events, indent=2))
+        return
+    for event in events:
+        cut = "" if event["carried_out"] else "  (cut short: the champion did not change)"
+        typer.echo(f"{event['time']}  {event['action']:8}  {event['previous'] or '-'} -> {event['version']}  "
+                   f"by {event['by']}{cut}")  # fmt: skip
+    if not events:
+        typer.echo("no champion yet: `coop promote` makes one")
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine's loopback address.")] = 5000,
 ) -> None:

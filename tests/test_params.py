@@ -45,6 +45,8 @@ baselines:
   ensemble_templates: ["itap of a {}.", "art of the {}."]
 evaluate:
   calibration_bins: 10
+gate:
+  max_class_drop: 0.1
 """
 
 

@@ -54,6 +54,7 @@ PARAMS = {
     "engine": {"path": "auto", "precision": "float32", "max_memory": None},
     "baselines": {"ensemble_templates": ["a photo of the large {}."], "linear_probe_steps": 1},
     "evaluate": {"calibration_bins": 5},
+    "gate": {"min_gain_over_zero_shot": 0.0, "significance": 0.05, "max_class_drop": 0.15, "min_images_a_class": 5},
 }  # fmt: skip
 
 

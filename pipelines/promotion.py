@@ -1,0 +1,141 @@
+"""Promotion: a registered candidate -> judged by the gate -> the champion that answers, and back again."""
+
+import csv
+import fcntl
+import getpass
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from coop_core.errors import GateError
+from coop_core.files import read_json
+from coop_core.gate import Answers, Decision, Policy, decide
+from pipelines.settings import Settings
+from pipelines.tracking import (
+    CANDIDATE,
+    CHAMPION,
+    RegisteredVersion,
+    fetch_evaluation,
+    find_version,
+    list_events,
+    set_champion,
+)
+
+
+def promote(
+    settings: Settings, policy: Policy, *, version: str | None = None, compare: bool = True
+) -> Decision:
+    """Judge a version (the candidate unless a number is given) and make it champion if the gate lets it pass.
+
+    Raises
+    ------
+    GateError
+        When there is nothing to judge, or another promotion is under way.
+    """
+    with _alone(settings):
+        candidate = _find(version or CANDIDATE, settings)
+        champion = find_version(CHAMPION, settings)
+        if champion == candidate:
+            raise GateError(f"version {candidate.number} is the champion already: nothing to promote")
+        judged_against = fetch_answers(champion, settings) if champion and compare else None
+        decision = decide(fetch_answers(candidate, settings), judged_against, policy)
+        if decision.promote:
+            _move(candidate, champion, "promote", settings, decision.as_dict())
+    return decision
+
+
+def rollback(settings: Settings) -> tuple[str, str]:
+    """Make the champion before this one champion again -> (from, to).
+
+    Raises
+    ------
+    GateError
+        When there is no champion, or none before it.
+    """
+    with _alone(settings):
+        champion = _find(CHAMPION, settings)
+        before = previous_champion(history(settings), champion.number)
+        if before is None:
+            raise GateError(f"version {champion.number} is the first champion: promote another with `coop promote`")
+        _move(_find(before, settings), champion, "rollback", settings, None)
+    return champion.number, before
+
+
+def history(settings: Settings) -> list[dict[str, Any]]:
+    """Every change of the champion, oldest first; one that was cut short before the alias moved is marked.
+
+    Each has time, action, version, previous, by, and carried_out.
+    """
+    events = list_events(settings)
+    champion = find_version(CHAMPION, settings)
+    now = champion.number if champion else None
+    following = [event["previous"] for event in events[1:]] + [now]
+    return [{**event, "carried_out": event["version"] == after}
+            for event, after in zip(events, following, strict=False)]  # fmt: skip
+
+
+def previous_champion(events: list[dict[str, Any]], champion: str) -> str | None:
+    """The version that was replaced when this champion was last promoted; a rollback does not count as such."""
+    for event in reversed(events):
+        if event["carried_out"] and event["action"] == "promote" and event["version"] == champion:
+            return event["previous"]
+    return None
+
+
+def fetch_answers(version: RegisteredVersion, settings: Settings) -> Answers:
+    """A version's answers to its test images, as its run recorded them."""
+    with tempfile.TemporaryDirectory() as target:
+        folder = fetch_evaluation(version, settings, Path(target))
+        evaluation = read_json(folder / "evaluation.json")
+        with (folder / "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    return Answers(
+        version=version.number,
+        test_digest=evaluation["test_digest"],
+        class_names=tuple(evaluation["class_names"]),
+        labels=tuple(int(row["label"]) for row in rows),
+        predicted=tuple(int(row["predicted"]) for row in rows),
+        zero_shot_accuracy=evaluation["classifiers"]["zero-shot"]["accuracy"],
+    )
+
+
+def _find(reference: str, settings: Settings) -> RegisteredVersion:
+    found = find_version(reference, settings)
+    if found is None:
+        what = f"version {reference}" if reference.isdigit() else f"{reference}"
+        raise GateError(f"{settings.registered_model} has no {what} in the registry at {settings.tracking_uri}: "
+                        "`dvc repro` registers a candidate, `coop promote` makes it champion")  # fmt: skip
+    return found
+
+
+def _move(
+    version: RegisteredVersion,
+    champion: RegisteredVersion | None,
+    action: str,
+    settings: Settings,
+    decision: dict[str, Any] | None,
+) -> None:
+    event = {
+        "time": datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%fZ"),
+        "action": action,
+        "version": version.number,
+        "previous": champion.number if champion else None,
+        "by": getpass.getuser(),
+        "decision": decision,
+    }
+    set_champion(version, event, settings)
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """One promotion at a time on this machine; the other is told at once."""
+    settings.cache_folder.mkdir(parents=True, exist_ok=True)
+    with (settings.cache_folder / "promotion.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GateError("another promotion is under way here: look at `coop history`, then try again") from None
+        yield

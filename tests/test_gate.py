@@ -1,0 +1,85 @@
+"""Gate: promotes what is better, leaves what is worse beyond chance, and says why in numbers."""
+
+from dataclasses import replace
+
+import pytest
+from scipy.stats import binomtest
+
+from coop_core.errors import GateError
+from coop_core.gate import Answers, Policy, decide, mcnemar_worse
+
+POLICY = Policy(min_gain_over_zero_shot=0.0, significance=0.05, max_class_drop=0.2, min_images_a_class=10)
+LABELS = tuple(n % 2 for n in range(100))
+
+
+def answers(version: str, wrong: range | tuple[int, ...] = (), **changes) -> Answers:
+    """Right about 100 images of two classes, but for those in `wrong`."""
+    predicted = tuple(1 - label if n in wrong else label for n, label in enumerate(LABELS))
+    return replace(Answers(version, "digest", ("cat", "dog"), LABELS, predicted, zero_shot_accuracy=0.5), **changes)
+
+
+def failed(*arguments) -> list[str]:
+    return [check.name for check in decide(*arguments).checks if not check.passed]
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (0, 5), (5, 0), (3, 9), (40, 61), (900, 1100)])
+def test_the_p_value_is_the_exact_binomial_one(wins, losses):
+    expected = binomtest(losses, wins + losses, alternative="greater").pvalue if wins + losses else 1.0
+
+    assert mcnemar_worse(wins, losses) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_first_candidate_has_only_zero_shot_to_beat():
+    decision = decide(answers("1", range(20)), None, POLICY)
+
+    assert (decision.promote, decision.champion, len(decision.checks)) == (True, None, 1)
+
+
+def test_a_candidate_no_better_than_zero_shot_is_left():
+    assert failed(answers("1", range(50)), None, POLICY) == ["gain over zero-shot"]
+
+
+def test_a_better_candidate_is_promoted():
+    assert decide(answers("2", range(5)), answers("1", range(20)), POLICY).promote
+
+
+def test_a_candidate_worse_by_chance_alone_is_promoted():
+    assert decide(answers("2", range(4)), answers("1", range(2)), POLICY).promote
+
+
+def test_a_candidate_worse_beyond_chance_is_left():
+    assert failed(answers("2", range(10)), answers("1"), POLICY) == ["not worse than the champion"]
+
+
+def test_a_class_that_falls_too_far_is_enough_to_leave_a_candidate():
+    cats, dogs = tuple(range(0, 24, 2)), tuple(range(1, 25, 2))
+
+    decision = decide(answers("2", cats), answers("1", dogs), POLICY)
+
+    assert [check.passed for check in decision.checks] == [True, True, False]
+    assert "cat falls by 24.0 points (at most 20.0 allowed)" in decision.checks[-1].sentence
+
+
+def test_classes_with_few_images_are_not_judged_alone():
+    cats, dogs = tuple(range(0, 24, 2)), tuple(range(1, 25, 2))
+
+    assert decide(answers("2", cats), answers("1", dogs), replace(POLICY, min_images_a_class=51)).promote
+
+
+@pytest.mark.parametrize(
+    "changes", [{"test_digest": "other"}, {"class_names": ("cat", "wolf")}, {"labels": (0, *LABELS[1:-1], 0)}]
+)
+def test_versions_judged_on_different_images_are_not_compared(changes):
+    with pytest.raises(GateError, match="candidate 2 and champion 1 were judged on different test images or classes"):
+        decide(answers("2"), answers("1", **changes), POLICY)
+
+
+def test_a_decision_holds_every_number():
+    found = decide(answers("2", range(5)), answers("1", range(10)), POLICY).as_dict()
+
+    assert found["promote"], found
+    assert [(c["name"], c["value"], c["limit"]) for c in found["checks"]] == [
+        ("gain over zero-shot", pytest.approx(0.45), 0.0),
+        ("not worse than the champion", 1.0, 0.05),
+        ("no class falls too far", pytest.approx(-0.04), 0.2),
+    ]

@@ -1,0 +1,207 @@
+"""Promotion: the champion changes only through the gate or a rollback, one at a time, and every change is on record."""
+
+import csv
+import fcntl
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from coop_core.errors import GateError
+from coop_core.gate import Policy
+from pipelines import promotion
+from pipelines.settings import Settings
+from pipelines.tracking import CANDIDATE, connected, find_version, list_events
+
+# MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
+
+POLICY = Policy(min_gain_over_zero_shot=0.0, significance=0.05, max_class_drop=0.5, min_images_a_class=10)
+LABELS = [n % 2 for n in range(60)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Settings:
+    """One SQLite file for all tests: making its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    return Settings(_env_file=None, tracking_uri=f"sqlite:///{folder}/mlflow.db", cache_folder=folder / "cache",
+                    artifact_location=(folder / "mlruns").as_uri())  # fmt: skip
+
+
+@pytest.fixture
+def settings(server, request) -> Settings:
+    """A registered model of its own for each test."""
+    return server.model_copy(update={"registered_model": request.node.name[:60].replace("[", "-").replace("]", "")})
+
+
+@pytest.fixture
+def register(settings, tmp_path):
+    """A version whose run recorded answers, so many of them wrong; it becomes the candidate."""
+
+    def make(wrong: int, *, test_digest: str = "digest") -> str:
+        folder = tmp_path / "evaluation"
+        folder.mkdir(exist_ok=True)
+        evaluation = {"test_digest": test_digest, "class_names": ["cat", "dog"],
+                      "classifiers": {"zero-shot": {"accuracy": 0.5}}}  # fmt: skip
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+        with (folder / "predictions.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label", "predicted", "confidence"])
+            writer.writerows([f"{n}.png", y, 1 - y if n < wrong else y, 0.9] for n, y in enumerate(LABELS))
+        with connected(settings) as mlflow:
+            client, name = mlflow.MlflowClient(), settings.registered_model
+            experiment = client.get_experiment_by_name("toys")
+            location = settings.artifact_location
+            number = experiment.experiment_id if experiment else client.create_experiment("toys", location)
+            run = client.create_run(number)
+            client.log_artifacts(run.info.run_id, str(folder), "evaluation")
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name)
+            version = client.create_model_version(name, run.info.artifact_uri, run.info.run_id)
+            client.set_registered_model_alias(name, CANDIDATE, version.version)
+        return str(version.version)
+
+    return make
+
+
+def champion(settings: Settings) -> str | None:
+    found = find_version("champion", settings)
+    return found.number if found else None
+
+
+def test_the_first_candidate_becomes_champion(settings, register):
+    register(10)
+
+    decision = promotion.promote(settings, POLICY)
+
+    assert (decision.promote, champion(settings)) == (True, "1")
+
+
+def test_a_worse_candidate_leaves_the_champion(settings, register):
+    register(2)
+    promotion.promote(settings, POLICY)
+    register(20)
+
+    decision = promotion.promote(settings, POLICY)
+
+    assert (decision.promote, champion(settings), len(promotion.history(settings))) == (False, "1", 1)
+
+
+def test_a_version_can_be_named(settings, register):
+    register(4)
+    register(3)
+
+    promotion.promote(settings, POLICY, version="1")
+
+    assert champion(settings) == "1"
+
+
+def test_rolling_back_goes_one_champion_further_each_time(settings, register):
+    for wrong in (9, 6, 3):
+        register(wrong)
+        promotion.promote(settings, POLICY)
+
+    assert promotion.rollback(settings) == ("3", "2")
+    assert promotion.rollback(settings) == ("2", "1")
+    with pytest.raises(GateError, match="version 1 is the first champion"):
+        promotion.rollback(settings)
+    assert champion(settings) == "1"
+
+
+def test_history_tells_every_change(settings, register):
+    for wrong in (9, 6):
+        register(wrong)
+        promotion.promote(settings, POLICY)
+    promotion.rollback(settings)
+
+    events = promotion.history(settings)
+
+    assert [(e["action"], e["previous"], e["version"], e["carried_out"]) for e in events] == [
+        ("promote", None, "1", True), ("promote", "1", "2", True), ("rollback", "2", "1", True),
+    ]  # fmt: skip
+
+
+def test_the_decision_lies_with_the_run_in_full(settings, register, tmp_path):
+    register(9)
+    promotion.promote(settings, POLICY)
+    (event,) = list_events(settings)
+
+    with connected(settings) as mlflow:
+        run_id = find_version("1", settings).run_id
+        stored = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/promotion/{event['time']}.json"))
+
+    assert stored["decision"]["checks"][0]["value"] == pytest.approx(51 / 60 - 0.5)
+
+
+def test_a_change_cut_short_before_the_alias_moved_is_told_apart(settings, register):
+    for wrong in (9, 6, 3):
+        register(wrong)
+    promotion.promote(settings, POLICY, version="1")
+    promotion._move(find_version("2", settings), find_version("1", settings), "promote", settings, None)
+    with connected(settings) as mlflow:  # as if the kill had come before the alias
+        mlflow.MlflowClient().set_registered_model_alias(settings.registered_model, "champion", "1")
+
+    promotion.promote(settings, POLICY, version="3")
+
+    assert [event["carried_out"] for event in promotion.history(settings)] == [True, False, True]
+    assert promotion.rollback(settings) == ("3", "1")
+
+
+def test_of_two_promotions_at_once_one_is_told(settings, register):
+    register(5)
+    settings.cache_folder.mkdir(exist_ok=True)
+    with (settings.cache_folder / "promotion.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(GateError, match="another promotion is under way here"):
+            promotion.promote(settings, POLICY)
+
+    assert promotion.promote(settings, POLICY).promote
+
+
+def test_another_test_set_needs_a_word(settings, register):
+    register(9)
+    promotion.promote(settings, POLICY)
+    register(9, test_digest="other")
+
+    with pytest.raises(GateError, match=r"judged on different test images or classes: .*--without-comparison"):
+        promotion.promote(settings, POLICY)
+    assert promotion.promote(settings, POLICY, compare=False).promote
+
+
+def test_what_is_not_there_is_a_sentence(settings):
+    for call in (lambda: promotion.promote(settings, POLICY), lambda: promotion.rollback(settings)):
+        with pytest.raises(GateError, match=r"in the registry at sqlite.*`dvc repro` registers a candidate"):
+            call()
+    assert promotion.history(settings) == []
+
+
+def test_the_champion_is_not_promoted_again(settings, register):
+    register(9)
+    promotion.promote(settings, POLICY)
+
+    with pytest.raises(GateError, match="version 1 is the champion already"):
+        promotion.promote(settings, POLICY)
+
+
+def test_the_commands_say_what_they_did(settings, register, monkeypatch, tmp_path):
+    from pipelines.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_bytes((Path(__file__).parents[1] / "params.yaml").read_bytes())
+    for name in ("tracking_uri", "registered_model", "cache_folder"):
+        monkeypatch.setenv(f"COOP_{name.upper()}", str(getattr(settings, name)))
+    run = CliRunner()
+
+    assert "no champion yet" in run.invoke(app, ["history"]).output
+    for wrong in (9, 6):
+        register(wrong)
+        shown = run.invoke(app, ["promote"]).output
+    assert "pass  not worse than the champion: 90.0 % against the champion's 85.0 %" in shown
+    assert f"champion  {settings.registered_model} version 2" in shown
+    assert "version 1, instead of 2" in run.invoke(app, ["rollback"]).output
+    assert "rollback  2 -> 1" in run.invoke(app, ["history"]).output
+    register(40)
+    refused = run.invoke(app, ["promote"])
+    assert isinstance(refused.exception, GateError)
+    assert "FAIL  gain over zero-shot" in refused.output
