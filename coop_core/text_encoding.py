@@ -93,6 +93,11 @@ class PromptEncoder:
         """What they would be at the tower's full length."""
         return len(self.layout.lengths) * self.tower.context_length
 
+    def __str__(self) -> str:
+        chunks = f", in {self._encoding.chunks} chunks" if self._encoding.chunks > 1 else ""
+        rows = f"{self.rows} token rows a step instead of {self.full_rows}"
+        return f"{self.path}, {rows}, {self.engine.precision}{chunks}"
+
     def summary(self) -> dict[str, Any]:
         """For a card: the way that was taken."""
         return {

@@ -62,6 +62,8 @@ def train_prompt(
     key = digest_json(identity)
     checkpoint = Checkpoint(checkpoints / f"{key}.safetensors", key)
     log.info("training %s with %d shots on %s", params.method.name, shots, backbone.device)
+    if encoder := getattr(learner, "encoder", None):
+        log.info("text tower: %s", encoder)
     with console.progress(f"{params.method.name}, {shots} shots", params.train.epochs) as update:
         curve = fit(
             learner,
