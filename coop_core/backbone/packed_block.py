@@ -144,10 +144,10 @@ class Gelu:
         return aten.gelu.out(x, out=out)
 
     def backward_(self, gradient: Tensor, x: Tensor) -> Tensor:
-        """In place."""
+        """In place, and with few temporaries: nothing in a block is wider."""
         if self.quick:
-            gate = torch.sigmoid(1.702 * x)
-            return gradient.mul_(gate * (1 + 1.702 * x * (1 - gate)))
+            gate = torch.mul(x, 1.702).sigmoid_()
+            return gradient.mul_((1 - gate).mul_(x).mul_(1.702).add_(1).mul_(gate))
         return aten.gelu_backward.grad_input(gradient, x, grad_input=gradient)
 
 

@@ -63,7 +63,7 @@ class PackedTower:
         (b, s), w, heads, size = tree.shape, self.blocks[0].width, self.blocks[0].heads, self.dtype.itemsize
         keys, rows = tree.trunk + s, b * s
         kept = rows * w * (2 * 4 + 5 * size) + b * keys * (2 * w + heads * s) * size
-        passing = rows * w * (5 * 4 + 13 * size) + b * keys * (2 * w + 3 * heads * s) * size
+        passing = rows * w * (5 * 4 + 14 * size) + b * keys * (2 * w + 3 * heads * s) * size
         return len(self.blocks) * kept + passing
 
     def steps(self, shape: Shape, buffers: Buffers) -> Steps:
