@@ -21,7 +21,7 @@ from coop_core.backbone import Backbone, load_backbone
 from coop_core.catalog import read_source
 from coop_core.dataset import Dataset
 from coop_core.features import extract_features, normalised
-from coop_core.files import write_json
+from coop_core.files import read_array, write_json
 from coop_core.importers import import_dataset
 from coop_core.methods import load_method
 from coop_core.params import Params, parse_params
@@ -81,9 +81,9 @@ def run(dataset: Dataset, params: Params, backbone: Backbone, seed: int, *, stor
     features, labels = {}, {}
     for subset, views in (("train", params.features.views), ("val", 1), ("test", 1)):
         images = getattr(split, subset)
-        features[subset] = extract_features(
-            backbone, images, root=dataset.root, store_folder=store, views=views, seed=seed
-        )
+        target = dataset.root / f"features-{subset}.npy"
+        extract_features(backbone, images, root=dataset.root, target=target, store_folder=store, views=views, seed=seed)
+        features[subset] = np.array(read_array(target))
         labels[subset] = np.array([image.label for image in images])
     classifiers = {
         "zero-shot": baselines.zero_shot(backbone, split.class_names, split.template),

@@ -7,6 +7,8 @@ split, seed or number of shots asks for it.
 """
 
 import fcntl
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +17,16 @@ import numpy as np
 
 Key = tuple[str, str]
 """Image digest, and the view with what decides it: "0", or "seed:view"."""
+_ONE_WRITE = 1 << 20
+"""Bytes, more than the index lines of any batch."""
 
 
 class FeatureStore:
-    def __init__(self, folder: Path, *, width: int) -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.width = width
         self._rows, self._index, self._lock = folder / "features.f32", folder / "index.txt", folder / "lock"
         self._known: dict[Key, int] = {}
+        self._read_bytes = 0  # of the index: its whole lines, never a torn one
         self._refresh()
 
     def missing(self, keys: Sequence[Key]) -> list[int]:
@@ -37,37 +41,46 @@ class FeatureStore:
         return positions
 
     def add(self, keys: Sequence[Key], rows: np.ndarray) -> None:
-        """Append rows (n, width), float32; keys that another process has added meanwhile stay as they are."""
+        """Append rows (n, d), float32; keys that another process has added meanwhile stay as they are."""
         with self._locked():
-            self._refresh(cut_torn_line=True)
+            self._refresh()
+            self._cut_torn_line()
             first = {key: i for i, key in reversed(list(enumerate(keys)))}
             new = sorted(i for key, i in first.items() if key not in self._known)
             with self._rows.open("r+b" if self._rows.exists() else "w+b") as file:
-                file.seek(len(self._known) * self.width * 4)
+                file.seek(len(self._known) * rows.shape[1] * 4)
                 file.write(np.ascontiguousarray(rows[new], dtype=np.float32).tobytes())
                 file.truncate()
-            with self._index.open("a") as file:
-                file.writelines(f"{keys[i][0]} {keys[i][1]}\n" for i in new)
+            # In one write: after a kill between two, the rest of a batch would be computed in another batch.
+            with self._index.open("ab", buffering=_ONE_WRITE) as file:
+                file.writelines(f"{keys[i][0]} {keys[i][1]}\n".encode() for i in new)
             self._refresh()
 
-    def get(self, keys: Sequence[Key]) -> np.ndarray:
-        """The rows of known keys, (n, width)."""
+    def get(self, keys: Sequence[Key], *, width: int) -> np.ndarray:
+        """The rows of known keys, (n, d); `width` is d, which the store itself does not know."""
         wanted = [self._known[key] for key in keys]
         if not wanted:
-            return np.zeros((0, self.width), dtype=np.float32)
-        rows = np.memmap(self._rows, dtype=np.float32, mode="r", shape=(len(self._known), self.width))
+            return np.zeros((0, width), dtype=np.float32)
+        rows = np.memmap(self._rows, dtype=np.float32, mode="r", shape=(len(self._known), width))
         return np.asarray(rows[wanted])
 
-    def _refresh(self, *, cut_torn_line: bool = False) -> None:
-        """Read the index again; a torn last line does not count, and whoever holds the lock cuts it off."""
+    def _refresh(self) -> None:
+        """Read what the index has gained, from whichever process; a torn last line does not count yet."""
         if not self._index.exists():
             return
-        lines = self._index.read_text().split("\n")
-        if lines[-1] and cut_torn_line:
-            with self._index.open("r+") as file:
-                file.truncate(sum(len(line) + 1 for line in lines[:-1]))
-        if len(lines) - 1 > len(self._known):
-            self._known = {(line.split()[0], line.split()[1]): row for row, line in enumerate(lines[:-1])}
+        with self._index.open("rb") as file:
+            file.seek(self._read_bytes)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                digest, view = line.decode().split()
+                self._known[digest, sys.intern(view)] = len(self._known)
+                self._read_bytes += len(line)
+
+    def _cut_torn_line(self) -> None:
+        """For whoever holds the lock: nobody is still writing that line."""
+        if self._index.exists() and self._index.stat().st_size > self._read_bytes:
+            os.truncate(self._index, self._read_bytes)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

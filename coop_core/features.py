@@ -1,8 +1,10 @@
 """Features: images of a split -> what the frozen image tower says of them, computed once."""
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +14,17 @@ from torch import Tensor
 
 from coop_core.backbone import Backbone
 from coop_core.errors import ArtifactError
-from coop_core.feature_store import FeatureStore, Key
-from coop_core.files import digest_json, read_array, read_json
+from coop_core.feature_store import FeatureStore
+from coop_core.files import digest_json, read_array, read_json, write_array_in_pieces
 from coop_core.images import read_image
 from coop_core.split import Split, SplitImage
 
 Request = tuple[SplitImage, int]
 """An image and the number of its view."""
+_AHEAD = 2
+"""Batches that are decoded ahead of the model."""
+_ROWS = 1024
+"""Rows that are copied from the store at a time."""
 
 
 def extract_features(
@@ -26,30 +32,35 @@ def extract_features(
     images: Sequence[SplitImage],
     *,
     root: Path,
+    target: Path,
     store_folder: Path,
     views: int = 1,
     seed: int = 0,
     batch_size: int = 64,
     progress: Callable[[int], object] = lambda done: None,
-) -> np.ndarray:
-    """Image tower outputs (n, views, d), float32, not normalised (the linear probe wants them so).
+) -> None:
+    """Write image tower outputs (n, views, d), float32, not normalised (the linear probe wants them so), to a npy file.
 
     View 0 is the test transform, the others are augmented by `seed`. Rows come from the store below
     `store_folder` where it has them; the others are computed, decoding while the model runs, and kept there.
+    `target` is whole or absent. In memory are the images' keys and a few batches, however many images there are.
     """
-    store = FeatureStore(store_folder / feature_key(backbone), width=feature_width(backbone))
-    requests = [(image, view) for image in images for view in range(views)]
-    keys = [_key(image, view, seed) for image, view in requests]
+    store = FeatureStore(store_folder / feature_key(backbone))
+    names = ["0", *(f"{seed}:{view}" for view in range(1, views))]
+    keys = [(image.digest, name) for image in images for name in names]
     missing = store.missing(keys)
-    done = len(requests) - len(missing)
+    done = len(keys) - len(missing)
     progress(done)
-    todo = [requests[position] for position in missing]
-    for start, pixels in _batches(backbone, todo, root=root, seed=seed, batch_size=batch_size):
-        features = backbone.encode_images(torch.from_numpy(pixels)).cpu().numpy()
-        store.add([keys[position] for position in missing[start : start + len(features)]], features)
+    todo = ((images[position // views], position % views) for position in missing)
+    upcoming = iter(missing)
+    for pixels in _batches(backbone, todo, root=root, seed=seed, batch_size=batch_size):
+        features = backbone.encode_images(pixels.to(backbone.device, non_blocking=True)).cpu().numpy()
+        store.add([keys[position] for position in islice(upcoming, len(features))], features)
         done += len(features)
         progress(done)
-    return store.get(keys).reshape(len(images), views, -1)
+    width = features.shape[1] if missing else feature_width(backbone)  # asked only where it had nothing to do
+    rows = (store.get(keys[start : start + _ROWS], width=width) for start in range(0, len(keys), _ROWS))
+    write_array_in_pieces(target, rows, shape=(len(images), views, width), dtype=np.float32)
 
 
 def load_features(folder: Path, subset: Literal["train", "val", "test"], split: Split) -> np.ndarray:
@@ -83,25 +94,34 @@ def feature_width(backbone: Backbone) -> int:
     return backbone.encode_images(torch.zeros(1, 3, size, size)).shape[1]
 
 
-def _key(image: SplitImage, view: int, seed: int) -> Key:
-    return image.digest, "0" if view == 0 else f"{seed}:{view}"
-
-
 def _batches(
-    backbone: Backbone, requests: Sequence[Request], *, root: Path, seed: int, batch_size: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Decode ahead of the model, by at most two batches -> (position, pixels (b, 3, size, size))."""
+    backbone: Backbone, requests: Iterable[Request], *, root: Path, seed: int, batch_size: int
+) -> Iterator[Tensor]:
+    """Decode ahead of the model, in as many threads as there are cores -> pixels (b, 3, size, size).
 
-    def pixels(request: Request) -> np.ndarray:
+    The threads write into the batch itself, page-locked for a CUDA device, which then copies it while others decode.
+    """
+    size, remaining = backbone.transform.size, iter(requests)
+
+    def decode(request: Request, row: np.ndarray) -> None:
         image, view = request
         decoded = read_image(root / image.path)
-        return backbone.transform.view(decoded, view=view, seed=seed, image_digest=image.digest)
+        row[:] = backbone.transform.view(decoded, view=view, seed=seed, image_digest=image.digest)
 
-    with ThreadPoolExecutor() as pool:
-        waiting: deque[Future[np.ndarray]] = deque()
-        upcoming = iter(requests)
-        for start in range(0, len(requests), batch_size):
-            wanted = min(batch_size, len(requests) - start)
-            while len(waiting) < wanted + 2 * batch_size and (request := next(upcoming, None)) is not None:
-                waiting.append(pool.submit(pixels, request))
-            yield start, np.stack([waiting.popleft().result() for _ in range(wanted)])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
+        while batch := list(islice(remaining, batch_size)):
+            pixels = torch.empty(len(batch), 3, size, size, pin_memory=backbone.device.type == "cuda")
+            rows = zip(batch, pixels.numpy(), strict=True)
+            waiting.append((pixels, [pool.submit(decode, request, row) for request, row in rows]))
+            if len(waiting) > _AHEAD:
+                yield _decoded(*waiting.popleft())
+        while waiting:
+            yield _decoded(*waiting.popleft())
+
+
+def _decoded(pixels: Tensor, rows: Sequence[Future[None]]) -> Tensor:
+    """The batch when all its rows are there; an image that cannot be read is raised here."""
+    for row in rows:
+        row.result()
+    return pixels

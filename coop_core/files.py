@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +39,23 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     _write_whole(path, lambda file: np.save(file, array, allow_pickle=False))
+
+
+def write_array_in_pieces(
+    path: Path, pieces: Iterable[np.ndarray], *, shape: tuple[int, ...], dtype: type[np.generic]
+) -> None:
+    """Pieces that together fill `shape`, row after row -> the file `write_array` makes of the whole, never held.
+
+    Written as a stream, not through a mapping: a full disk is then an error and not a signal that kills.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+
+    def write(file: IO[bytes]) -> None:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces:
+            file.write(np.ascontiguousarray(piece, dtype=dtype).tobytes())
+
+    _write_whole(path, write)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:

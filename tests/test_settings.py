@@ -133,7 +133,9 @@ def test_an_environment_variable_changes_no_hyper_parameter(monkeypatch):
         "method": {"name": "coop"},
         "train": {"epochs": 2, "learning_rate": 0.1},
         "baselines": {"ensemble_templates": ["a {}."]},
+        "engine": {},
         "evaluate": {},
+        "gate": {},
     }
     expected = Params.model_validate(tree)
     for name in ("SEED", "COOP_SEED", "COOP_TRAIN__LEARNING_RATE", "COOP_LEARNING_RATE"):

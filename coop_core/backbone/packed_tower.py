@@ -1,7 +1,6 @@
 """Packed tower: the rows of a prefix tree through all blocks of a frozen causal tower, with their gradient."""
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ class PackedTower:
 
         With `recompute`, nothing is kept for the backward pass: it runs the forward pass again.
         """
-        ends = _Encode.apply(rows, self, workspace, recompute, torch.is_grad_enabled())
+        ends = _Encode.apply(rows, self, workspace, recompute, torch.is_grad_enabled() and rows.requires_grad)
         return ends.index_select(1, workspace.shape.end_of)
 
     def forward(self, rows: Tensor, shape: Shape, buffers: Buffers, *, keep: bool) -> tuple[Tensor, list[Saved]]:
@@ -78,13 +77,9 @@ class PackedTower:
 
 def packed_tower(tower: CausalTextTower, dtype: torch.dtype) -> PackedTower:
     """One for all who ask with the same tower and type."""
-    packed = _packed.setdefault(tower, {})
-    if dtype not in packed:
-        packed[dtype] = PackedTower(tower, dtype)
-    return packed[dtype]
-
-
-_packed: WeakKeyDictionary[CausalTextTower, dict[torch.dtype, PackedTower]] = WeakKeyDictionary()
+    if dtype not in tower.packed:
+        tower.packed[dtype] = PackedTower(tower, dtype)
+    return tower.packed[dtype]
 
 
 class Workspace:

@@ -29,6 +29,8 @@ class CausalTextTower:
         self.context_length: int = module.positional_embedding.shape[0]
         self.width: int = module.positional_embedding.shape[1]
         self.vocabulary_size: int = module.token_embedding.num_embeddings
+        self.packed: dict[torch.dtype, Any] = {}
+        """Its frozen weights as the engine multiplies them, made when first asked for (backbone.packed_tower)."""
 
     @property
     def device(self) -> torch.device:

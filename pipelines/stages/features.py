@@ -4,7 +4,7 @@ import logging
 
 from coop_core.backbone import load_backbone
 from coop_core.features import extract_features
-from coop_core.files import write_array, write_json
+from coop_core.files import write_json
 from coop_core.params import load_params
 from coop_core.split import read_split
 from pipelines import console, paths
@@ -22,17 +22,17 @@ def main() -> None:
     subsets = {"train": (split.train, params.features.views), "val": (split.val, 1), "test": (split.test, 1)}
     for name, (images, views) in subsets.items():
         with console.progress(f"features of {name} images", len(images) * views) as update:
-            features = extract_features(
+            extract_features(
                 backbone,
                 images,
                 root=paths.RAW,
+                target=paths.FEATURES / f"{name}.npy",
                 store_folder=settings.cache_folder / paths.FEATURE_STORE,
                 views=views,
                 seed=params.seed,
                 batch_size=params.features.batch_size,
                 progress=update,
             )
-        write_array(paths.FEATURES / f"{name}.npy", features)
     write_json(
         paths.FEATURES / "card.json",
         {
