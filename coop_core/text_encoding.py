@@ -40,7 +40,8 @@ class Engine:
     precision: Precision = "float32"
     """What the frozen text tower computes in; context vectors, features and logits are float32."""
     max_memory: int | None = None
-    """Bytes that one step may hold besides the weights; None takes a quarter of the device's memory."""
+    """Bytes that one step may hold besides the weights, as far as a single class allows; None takes a quarter of the
+    device's memory."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,8 +68,11 @@ class PromptEncoder:
         self.path: Path = best_path(tower) if self.engine.path == "auto" else self.engine.path
         if self.path == "packed" and not supports_packing(tower):
             raise PromptError("engine.path is packed, but this text tower is not a plain causal one: set auto")
-        make = _Packed if self.path == "packed" else _Padded
-        self._encoding: _Packed | _Padded = make(tower, layout, class_specific, self.engine, self.path)
+        self._encoding = (
+            _Packed(tower, layout, class_specific, self.engine)
+            if self.path == "packed"
+            else _Padded(tower, layout, self.engine, full=self.path == "full")
+        )
         self.identity = (id(tower), self.engine, digest_json(layout.prompts(class_specific=class_specific)))
         """Equal for encoders that do the same."""
 
@@ -124,9 +128,7 @@ def encode_together(encoders: Sequence[PromptEncoder], context_vectors: Sequence
 class _Packed:
     """Prefix trees through the packed tower: one tree, or several in turn where one would not fit in memory."""
 
-    def __init__(
-        self, tower: Any, layout: PromptLayout, class_specific: bool, engine: Engine, path: Path
-    ) -> None:
+    def __init__(self, tower: Any, layout: PromptLayout, class_specific: bool, engine: Engine) -> None:
         self.tower = tower
         self.packed = packed_tower(tower, engine.dtype)
         prompts = layout.prompts(class_specific=class_specific)
@@ -141,10 +143,8 @@ class _Packed:
         """Sets of context vectors that fit in memory at once."""
         self.parts = [_Rows(tower, tree, engine.dtype) for _, tree in trees]
         self.chunks = len(self.parts)
-        self.rows = sum(len(part.positions) for part in self.parts)
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor([i for part, _ in trees for i in part])] = torch.arange(len(order))
-        self.back = back.to(tower.device)
+        self.rows = sum(len(part.frozen) for part in self.parts)
+        self.back = torch.tensor(order, device=tower.device).argsort()
 
     def __call__(self, context_vectors: Tensor) -> Tensor:
         """(g, m, w) or (g, c, m, w) -> features (g, c, d), not normalised."""
@@ -167,9 +167,8 @@ class _Rows:
         token_ids = [element if isinstance(element, int) else tower.pad_id for element in tree.elements]
         slots = [(row, element[1]) for row, element in enumerate(tree.elements) if isinstance(element, tuple)]
         self.workspace = Workspace(Shape.of(tree, device, dtype))
-        self.positions = tree.positions.to(device)
         with torch.no_grad():
-            positions = tower.module.positional_embedding[self.positions].float()
+            positions = tower.module.positional_embedding[tree.positions.to(device)].float()
             self.frozen = tower.embed(torch.tensor(token_ids, device=device)) + positions        # (r, w)
             self.slots, self.sources = torch.tensor(slots, device=device).T.contiguous()
             self.positions_of_slots = positions[self.slots]
@@ -183,19 +182,20 @@ class _Rows:
 class _Padded:
     """Whole prompts through the tower's own encode, in groups of similar length."""
 
-    def __init__(
-        self, tower: TextTower, layout: PromptLayout, class_specific: bool, engine: Engine, path: Path
-    ) -> None:
-        self.tower, self.layout, self.class_specific, self.dtype = tower, layout, class_specific, engine.dtype
+    def __init__(self, tower: TextTower, layout: PromptLayout, engine: Engine, *, full: bool) -> None:
+        self.tower, self.layout, self.dtype = tower, layout, engine.dtype
         lengths = layout.lengths.tolist()
         order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-        full = tower.context_length if path == "full" else None
         limit = engine.memory_on(tower.device)
         groups = [order] if full else list(_by_length(order, lengths))
+
+        def longest(group: Sequence[int]) -> int:
+            return tower.context_length if full else lengths[group[-1]]
+
         self.groups = [
-            (torch.tensor(part, device=tower.device), full or max(lengths[i] for i in part))
+            (torch.tensor(part, device=tower.device), longest(part))
             for group in groups
-            for part in _slices(group, max(1, limit // tower.kept_bytes(full or lengths[group[-1]])))
+            for part in _slices(group, max(1, limit // tower.kept_bytes(longest(group))))
         ]
         self.chunks = len(self.groups)
         self.recompute = len(self.groups) > len(groups)

@@ -146,9 +146,9 @@ class _Run:
         drawn = torch.randint(views, (n,), generator=self.order)[order].to(features.device)
         order = order.to(features.device)
         size = self.training.recipe.batch_size
-        batches, views_of = order.split(size)[: self.steps], drawn.split(size)
+        batches, views_of = order.split(size)[: self.steps], drawn.split(size)[: self.steps]
         return (
-            [features[batch, view] for batch, view in zip(batches, views_of, strict=False)],
+            [features[batch, view] for batch, view in zip(batches, views_of, strict=True)],
             [labels[batch] for batch in batches],
         )
 

@@ -72,9 +72,9 @@ def history(settings: Settings) -> list[dict[str, Any]]:
     events = list_events(settings)
     champion = find_version(CHAMPION, settings)
     now = champion.number if champion else None
-    following = [event["previous"] for event in events[1:]] + [now]
+    following = [*(event["previous"] for event in events), now][1:]
     return [{**event, "carried_out": event["version"] == after}
-            for event, after in zip(events, following, strict=False)]  # fmt: skip
+            for event, after in zip(events, following, strict=True)]  # fmt: skip
 
 
 def previous_champion(events: list[dict[str, Any]], champion: str) -> str | None:

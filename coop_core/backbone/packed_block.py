@@ -58,15 +58,16 @@ class Shape:
 
     @classmethod
     def of(cls, tree: PrefixTree, device: torch.device, dtype: torch.dtype) -> "Shape":
+        tree = tree.to(device)
         blocks, slots = tree.shape
-        mask, ends = tree.mask.to(device, dtype), tree.ends.to(device)            # (b, s, p + s), (b, e)
+        mask, ends = tree.mask.to(dtype), tree.ends                               # (b, s, p + s), (b, e)
         numbers = torch.arange(blocks, device=device)[:, None]
         return cls(
             blocks, slots, tree.trunk,
             mask=mask[:, None],
             end_mask=mask[numbers, ends][:, None],
             end_rows=(numbers * slots + ends).flatten(),
-            end_of=tree.end_of.to(device),
+            end_of=tree.end_of,
         )  # fmt: skip
 
 

@@ -66,8 +66,10 @@ class PackedTower:
         return len(self.blocks) * kept + passing
 
     def steps(self, shape: Shape, buffers: Buffers) -> Steps:
-        def forward(rows: Tensor, *, keep: bool = True) -> tuple[Tensor, list[Saved]]:
-            return self.forward(rows, shape, buffers, keep=keep)
+        """Both passes over this tree, to be recorded."""
+
+        def forward(rows: Tensor) -> tuple[Tensor, list[Saved]]:
+            return self.forward(rows, shape, buffers, keep=True)
 
         def backward(gradient: Tensor, saved: list[Saved]) -> Tensor:
             return self.backward(gradient, shape, saved, buffers)

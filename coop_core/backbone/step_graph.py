@@ -14,7 +14,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-Steps = tuple[Callable[..., tuple[Tensor, Any]], Callable[[Tensor, Any], Tensor]]
+Steps = tuple[Callable[[Tensor], tuple[Tensor, Any]], Callable[[Tensor, Any], Tensor]]
 """Forward: rows -> the result, and what backward reads. Backward: the result's gradient, that -> the rows' gradient."""
 
 
