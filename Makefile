@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-slow check ui clean
+.PHONY: demo test test-slow check ui up down status clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,9 @@ help:
 	@echo "make test       set up, then lint, type-check and run the tests"
 	@echo "make test-slow  the end-to-end checks, some minutes"
 	@echo "make ui         MLflow's pages on http://127.0.0.1:5000"
+	@echo "make up         Prefect, MLflow and the workers on this machine; again repairs what is missing"
+	@echo "make status     how they are"
+	@echo "make down       end them all"
 	@echo "make clean      remove derived files; data sources and MLflow's records stay"
 
 demo: $(VENV)/ready
@@ -29,6 +32,15 @@ check: $(VENV)/ready
 
 ui: $(VENV)/ready
 	coop ui
+
+up: $(VENV)/ready
+	coop up
+
+down: $(VENV)/ready
+	coop down
+
+status: $(VENV)/ready
+	@coop status
 
 clean:
 	rm -rf artifacts .cache

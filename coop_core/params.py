@@ -4,7 +4,11 @@ Hyper-parameters come from this file alone. The environment never changes one (s
 so that the values DVC records are the values that were used.
 """
 
+import difflib
+import io
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +24,7 @@ from pydantic import (
 )
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from coop_core.dataset import has_one_hole
 from coop_core.errors import ParamsError
@@ -145,8 +150,62 @@ class GateParams(Section):
     min_images_a_class: int = Field(default=20, ge=1)
     """Classes with fewer test images are not judged one by one."""
 
+    approval_minutes: int = Field(default=0, ge=0, le=10_080)
+    """How long Prefect's flows wait for a person's yes before the champion changes; 0 asks nobody."""
+
     def policy(self) -> Policy:
-        return Policy(**self.model_dump())
+        return Policy(**self.model_dump(exclude={"approval_minutes"}))
+
+
+class Range(Section):
+    """Numbers a search may draw; whole ones where the parameter is one."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    """Drawn evenly on a logarithmic scale."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low {self.low} must be below high {self.high}" + ", and above 0 with log" * self.log)
+        return self
+
+
+class SweepParams(Section):
+    """What `coop sweep` varies; `dvc repro` takes no notice."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    search: Literal["grid", "random", "tpe"] = "grid"
+    """grid takes every combination; random draws; tpe draws near what went well (Bergstra et al. 2011, by Optuna)."""
+    space: dict[str, Annotated[list[Any], Field(min_length=1)] | Range] = Field(min_length=1)
+    """Values by dotted parameter name. A value may be a section, whose entries then change together. Data set and
+    split are tasks: whatever the search, every one of them is posed to every choice of the others."""
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1)
+    """Each choice is trained with every seed."""
+    draws: int = Field(default=20, ge=1, le=10_000)
+    """Choices that random and tpe draw."""
+    max_failed: float = Field(default=0.2, ge=0, le=1)
+    """Share of the trials that may fail before the sweep gives up."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SweepParams":
+        ranges = [name for name, values in self.space.items() if isinstance(values, Range)]
+        if self.search == "grid" and ranges:
+            raise ValueError(f"grid needs lists, but {', '.join(ranges)} is a range: list values, or take random")
+        if tasks := [name for name in ranges if poses_a_task(name)]:
+            raise ValueError(f"{', '.join(tasks)} poses a task and needs a list of values, not a range")
+        for name in self.space:
+            if name.split(".")[0] in ("seed", "gate", "sweep"):
+                raise ValueError(f"space cannot vary {name}" + ": list seeds in sweep.seeds" * (name == "seed"))
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} names a seed twice")
+        return self
+
+
+def poses_a_task(name: str) -> bool:
+    """Whether a parameter says what is to be recognised, rather than how."""
+    return name.split(".")[0] in ("dataset", "split")
 
 
 def _method_params(value: Any) -> Any:
@@ -173,7 +232,12 @@ class Params(Section):
     engine: EngineParams
     baselines: BaselineParams
     evaluate: EvaluateParams
-    gate: GateParams
+    gate: GateParams = GateParams()
+    sweep: SweepParams | None = None
+
+    def of_run(self) -> dict[str, Any]:
+        """What a run's result can depend on: all but what is tried around it (sweep) and asked after it (gate)."""
+        return self.model_dump(exclude={"gate", "sweep"})
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -200,6 +264,50 @@ def parse_params(tree: Any, *, where: str) -> Params:
     except ValidationError as error:
         faults = "; ".join(_sentence(fault) for fault in error.errors(include_url=False))
         raise ParamsError(f"{where}: {faults}") from None
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters -> dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def patch(text: str, values: dict[str, Any], *, path: str = "params.yaml") -> str:
+    """A params file's text and new values by dotted name -> a unified diff that `git apply` understands.
+
+    Comments, order and style stay as they are.
+    """
+    yaml = next((style for style in _styles() if _dumped(style, style.load(text)) == text), next(_styles()))
+    tree = yaml.load(text)
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    before, after = text.splitlines(True), _dumped(yaml, tree).splitlines(True)
+    return "".join(difflib.unified_diff(before, after, f"a/{path}", f"b/{path}"))
+
+
+def _styles() -> Iterator[YAML]:
+    """Ways to write the same YAML: lists set in or not (as DVC does), null as a word or as nothing."""
+    for (sequence, offset), null in itertools.product(((4, 2), (2, 0)), ("null", "")):
+        yaml = YAML()
+        yaml.preserve_quotes, yaml.width = True, 4096
+        yaml.indent(mapping=2, sequence=sequence, offset=offset)
+        yaml.Representer = type("Representer", (RoundTripRepresenter,), {})  # what is added to it stays with it
+        yaml.representer.add_representer(
+            type(None), lambda to, _, word=null: to.represent_scalar("tag:yaml.org,2002:null", word)
+        )
+        yield yaml
+
+
+def _dumped(yaml: YAML, tree: Any) -> str:
+    text = io.StringIO()
+    yaml.dump(tree, text)
+    return text.getvalue()
 
 
 def _sentence(fault: Any) -> str:

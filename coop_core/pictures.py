@@ -56,6 +56,8 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelcolor": COLOURS["ink"],
 }
 _SHOWN_NAMES = {"coop": "CoOp", "cocoop": "CoCoOp", "upl": "UPL", "dpl": "DPL", "biomedcoop": "BiomedCoOp"}
+_SHOWN_CHOICES = 4
+"""Of a sweep, in one picture."""
 _COUNTED_CLASSES = 16
 """Up to here a confusion matrix has its counts written into the cells."""
 _NAMED_CLASSES = 100
@@ -117,6 +119,39 @@ def few_shot_curve(points: Sequence[Mapping[str, Any]], zero_shot: float) -> Fig
     _percent(axes, "y")
     _end_on_tens(axes)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names) + 1)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def sweep_curve(choices: Mapping[str, Sequence[tuple[int, float, float]]], *, zero_shot: float) -> Figure:
+    """Accuracy by shots, mean and spread over seeds, a line for each of the first few choices of a sweep.
+
+    Parameters
+    ----------
+    choices
+        (shots, mean, spread) by what the choice is called, the best first.
+    """
+    figure = Figure(figsize=(9.1, 4.2))
+    axes = figure.subplots()
+    shown = dict(list(choices.items())[:_SHOWN_CHOICES])
+    colours = ("first", "second", "third", "fourth")
+    for position, ((label, points), role) in enumerate(zip(shown.items(), colours, strict=False)):
+        shots, means, spreads = (np.array(values) for values in zip(*points, strict=True))
+        shift = 2 ** (0.03 * (position - (len(shown) - 1) / 2))                    # bars beside each other
+        axes.errorbar(shots * shift, means, yerr=spreads, marker="o", markersize=5, capsize=3, elinewidth=1.2,
+                      color=COLOURS[role], label=label)  # fmt: skip
+    axes.axhline(zero_shot, color=COLOURS["muted"], linestyle=(0, (4, 3)), linewidth=1.5, label="Zero-shot")
+    every = sorted({point[0] for points in shown.values() for point in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(every, [str(count) for count in every])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("Training images a class")
+    more = f" (the best {len(shown)} of {len(choices)} choices by validation)" if len(choices) > len(shown) else ""
+    axes.set_title(f"Accuracy on the test images, mean and spread over seeds{more}")
+    axes.grid(False, axis="x")
+    _percent(axes, "y")
+    _end_on_tens(axes)
+    axes.legend(loc="lower right")
     return figure
 
 

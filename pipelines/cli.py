@@ -75,6 +75,19 @@ def compare(
 
 
 @app.command()
+def sweep(
+    local: Annotated[bool, typer.Option("--local", help="On this machine even where Prefect's server is set.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Local trainers at once; by default one a GPU.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Leave it to the workers and return.")] = False,
+) -> None:
+    """Train what the sweep section of params.yaml asks for, and find its best choice."""
+    from pipelines.settings import load_settings
+    from pipelines.sweep_command import run_sweep
+
+    run_sweep(load_settings(), local=local, jobs=jobs, detach=detach)
+
+
+@app.command()
 def card(
     model: Model = DEFAULT_MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="The card as it is stored.")] = False,
@@ -163,6 +176,34 @@ def ui(
     typer.echo(f"MLflow on http://127.0.0.1:{port}/#/experiments (ready in about 20 seconds; Ctrl-C ends it)")
     place = ["--backend-store-uri", settings.tracking_uri, "--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *place])
+
+
+@app.command()
+def up() -> None:
+    """Start Prefect, MLflow and the workers on this machine, and deploy the flows; again repairs what is missing."""
+    from pipelines import services
+    from pipelines.settings import load_settings
+
+    services.up(load_settings())
+
+
+@app.command()
+def down() -> None:
+    """End every service of `coop up`, also what a crash left behind."""
+    from pipelines import services
+    from pipelines.settings import load_settings
+
+    services.down(load_settings())
+
+
+@app.command()
+def status() -> None:
+    """Show the services of `coop up`; exit status 1 unless all run."""
+    from pipelines import services
+    from pipelines.settings import load_settings
+
+    if not services.status(load_settings()):
+        raise typer.Exit(1)
 
 
 def _as_text(tree: Any, indent: str = "") -> str:

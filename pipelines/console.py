@@ -24,16 +24,14 @@ _stderr = Console(stderr=True)
 def run(main: Callable[[], object]) -> NoReturn:
     """Run a stage or a command: faults become one sentence on stderr and exit status 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    for ours in ("pipelines", "coop_core"):
-        logging.getLogger(ours).setLevel(logging.INFO)
-    quiet_libraries()
+    prepare()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
     except CoopError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("stopped; finished stages are kept, and `dvc repro` goes on from here", status=130)
+        fail("stopped; what is finished is kept, and the same command goes on from here", status=130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
@@ -41,6 +39,13 @@ def run(main: Callable[[], object]) -> NoReturn:
         way_out = "free space or correct the rights, then run the same again"
         fail(f"cannot read or write{where} ({error.strerror}): {way_out}")
     sys.exit(0)
+
+
+def prepare() -> None:
+    """What every process of ours begins with: our log lines are heard, the libraries' noise is not."""
+    for ours in ("pipelines", "coop_core"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    quiet_libraries()
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -13,8 +13,12 @@ EVALUATION = Path("artifacts/evaluation")
 METRICS = Path("artifacts/metrics.json")
 REPORT = Path("artifacts/report")
 TRACKED = Path("artifacts/tracked.json")
+SWEEPS = Path("artifacts/sweeps")
 
 DOWNLOADS = Path("downloads")
-"""Below the cache folder, as are the next two."""
+"""Below the cache folder, as are the next ones."""
+DATASETS = Path("datasets")
 FEATURE_STORE = Path("features")
 CHECKPOINTS = Path("checkpoints")
+TRAINER_LOGS = Path("trainers")
+DVC_LOG = Path("logs/dvc.log")

@@ -1,11 +1,8 @@
 """Promotion: a registered candidate -> judged by the gate -> the champion that answers, and back again."""
 
 import csv
-import fcntl
 import getpass
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,33 +15,58 @@ from pipelines.tracking import (
     CANDIDATE,
     CHAMPION,
     RegisteredVersion,
+    claim_promotion,
     fetch_evaluation,
     find_version,
     list_events,
+    record_decision,
     set_champion,
 )
 
 
 def promote(
-    settings: Settings, policy: Policy, *, version: str | None = None, compare: bool = True
+    settings: Settings, policy: Policy, *, version: str | None = None, compare: bool = True, by: str | None = None
 ) -> Decision:
     """Judge a version (the candidate unless a number is given) and make it champion if the gate lets it pass.
+
+    `by` is who or what decided; the user of this process unless told.
 
     Raises
     ------
     GateError
         When there is nothing to judge, or another promotion is under way.
     """
-    with _alone(settings):
-        candidate = _find(version or CANDIDATE, settings)
-        champion = find_version(CHAMPION, settings)
-        if champion == candidate:
-            raise GateError(f"version {candidate.number} is the champion already: nothing to promote")
-        judged_against = fetch_answers(champion, settings) if champion and compare else None
-        decision = decide(fetch_answers(candidate, settings), judged_against, policy)
+    by = by or getpass.getuser()
+    with claim_promotion(settings, by=by) as claim:
+        candidate, champion, decision = _judge(settings, policy, version, compare)
         if decision.promote:
-            _move(candidate, champion, "promote", settings, decision.as_dict())
+            claim.confirm()
+            _move(candidate, champion, "promote", settings, by, decision.as_dict())
     return decision
+
+
+def judge(settings: Settings, policy: Policy, *, version: str | None = None, compare: bool = True) -> Decision:
+    """What the gate says of a version now; nothing is promoted.
+
+    Raises
+    ------
+    GateError
+        When there is nothing to judge.
+    """
+    return _judge(settings, policy, version, compare)[2]
+
+
+def _judge(
+    settings: Settings, policy: Policy, version: str | None, compare: bool
+) -> tuple[RegisteredVersion, RegisteredVersion | None, Decision]:
+    candidate = _find(version or CANDIDATE, settings)
+    champion = find_version(CHAMPION, settings)
+    if champion and champion.number == candidate.number:
+        raise GateError(f"version {candidate.number} is the champion already: nothing to promote")
+    judged_against = fetch_answers(champion, settings) if champion and compare else None
+    decision = decide(fetch_answers(candidate, settings), judged_against, policy)
+    record_decision(candidate, _time(), decision.as_dict(), settings)
+    return candidate, champion, decision
 
 
 def rollback(settings: Settings) -> tuple[str, str]:
@@ -55,12 +77,15 @@ def rollback(settings: Settings) -> tuple[str, str]:
     GateError
         When there is no champion, or none before it.
     """
-    with _alone(settings):
+    by = getpass.getuser()
+    with claim_promotion(settings, by=by) as claim:
         champion = _find(CHAMPION, settings)
         before = previous_champion(history(settings), champion.number)
         if before is None:
             raise GateError(f"version {champion.number} is the first champion: promote another with `coop promote`")
-        _move(_find(before, settings), champion, "rollback", settings, None)
+        version = _find(before, settings)
+        claim.confirm()
+        _move(version, champion, "rollback", settings, by, None)
     return champion.number, before
 
 
@@ -116,26 +141,19 @@ def _move(
     champion: RegisteredVersion | None,
     action: str,
     settings: Settings,
+    by: str,
     decision: dict[str, Any] | None,
 ) -> None:
     event = {
-        "time": datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%fZ"),
+        "time": _time(),
         "action": action,
         "version": version.number,
         "previous": champion.number if champion else None,
-        "by": getpass.getuser(),
+        "by": by,
         "decision": decision,
     }
     set_champion(version, event, settings)
 
 
-@contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
-    """One promotion at a time on this machine; the other is told at once."""
-    settings.cache_folder.mkdir(parents=True, exist_ok=True)
-    with (settings.cache_folder / "promotion.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GateError("another promotion is under way here: look at `coop history`, then try again") from None
-        yield
+def _time() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%fZ")

@@ -23,9 +23,20 @@ class Settings(BaseSettings):
     registered_model: str = "coop-prompt"
     cache_folder: Path = Path(".cache")
     """Fetched files, image features and checkpoints: safe to delete, slow to make again."""
+    flow_run: str | None = None
+    """Prefect's flow run this process belongs to; flows set it, and the run's record carries it."""
     s3_endpoint_url: str | None = None
     s3_access_key_id: SecretStr | None = None
     s3_secret_access_key: SecretStr | None = None
+    prefect_api_url: str | None = None
+    """Prefect's server; null runs sweeps locally."""
+    prefect_port: int = Field(default=4200, ge=1, le=65535)
+    """Of the server that `make up` starts, as is the next."""
+    mlflow_port: int = Field(default=5000, ge=1, le=65535)
+    services_folder: Path = Path(".services")
+    """State and logs of `make up`."""
+    retrain_cron: str = "0 3 * * *"
+    """When the services of `make up` retrain."""
 
 
 def load_settings() -> Settings:

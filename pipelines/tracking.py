@@ -7,8 +7,10 @@ import json
 import logging
 import re
 import shutil
+import socket
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +18,25 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
-from coop_core.errors import ArtifactError, ServiceError
+from coop_core.errors import ArtifactError, GateError
 from pipelines.settings import Settings
+from pipelines.tracking_server import (
+    HEARTBEAT,
+    compare_page,
+    connected,
+    find_experiment,
+    heartbeat,
+    now,
+    server_address,
+)
 
 log = logging.getLogger(__name__)
 
 CANDIDATE, CHAMPION = "candidate", "champion"
+GATE = "gate"
+"""Tag of a version: what the gate said last, passed or refused."""
+_CLAIM_SECONDS = 300
 _EVENT = "promotion."
 """Tags of the registered model that start so hold its history."""
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
@@ -76,31 +89,6 @@ class DatasetInput:
     rows: dict[str, list[Any]]
 
 
-@contextmanager
-def connected(settings: Settings, *, way_out: str = "") -> Iterator[Any]:
-    """The mlflow module, pointed at the settings' server; its faults become sentences.
-
-    Raises
-    ------
-    ServiceError
-        When the server does not answer or refuses.
-    """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-    from requests.exceptions import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    mlflow.set_tracking_uri(settings.tracking_uri)
-    mlflow.set_registry_uri(settings.tracking_uri)
-    try:
-        yield mlflow
-    except (MlflowException, RequestException, SQLAlchemyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ServiceError(
-            f"MLflow at {settings.tracking_uri} says: {reason}; correct COOP_TRACKING_URI or start the server{way_out}"
-        ) from error
-
-
 def track(record: RunRecord, settings: Settings) -> Tracked:
     """Record a run and register its context vectors as a version with the alias `candidate`.
 
@@ -109,42 +97,45 @@ def track(record: RunRecord, settings: Settings) -> Tracked:
     """
     with connected(settings, way_out=", then run `dvc repro`: only this stage is left to do") as mlflow:
         client = mlflow.MlflowClient()
-        experiment_id = _experiment(client, settings)
+        experiment_id = find_experiment(client, settings, settings.experiment)
         earlier = _find(client, experiment_id, record.key)
         if earlier is not None:
             log.info("this run is on record already: %s", earlier.info.run_id)
             return Tracked(
                 earlier.info.run_id, experiment_id, earlier.data.tags["coop.model"], earlier.data.tags["coop.version"]
             )
-        tags = {**record.tags, "coop.key": record.key}
-        with mlflow.start_run(experiment_id=experiment_id, run_name=record.name, tags=tags) as run:
-            _log(mlflow, client, run.info.run_id, record)
-            model = _log_model(mlflow, record)
-            registered = mlflow.register_model(model.model_uri, settings.registered_model, tags=record.tags)
-            name, number = registered.name, str(registered.version)
-            client.update_model_version(name, number, description=record.description)
-            mlflow.log_metrics(record.metrics, model_id=model.model_id)
-            mlflow.set_tags({"coop.model": name, "coop.version": number})
-            client.set_registered_model_alias(name, CANDIDATE, number)
+        tags = {**record.tags, "coop.key": record.key, HEARTBEAT: now()}
+        with (
+            mlflow.start_run(experiment_id=experiment_id, run_name=record.name, tags=tags) as run,
+            heartbeat(settings, [run.info.run_id]),
+        ):
+            name, number = _record_and_register(mlflow, client, run.info.run_id, record, settings)
         return Tracked(run.info.run_id, experiment_id, name, number)
+
+
+def _record_and_register(
+    mlflow: Any, client: Any, run_id: str, record: RunRecord, settings: Settings
+) -> tuple[str, str]:
+    _log(mlflow, client, run_id, record)
+    model = _log_model(mlflow, record)
+    registered = mlflow.register_model(model.model_uri, settings.registered_model, tags=record.tags)
+    name, number = registered.name, str(registered.version)
+    client.update_model_version(name, number, description=record.description)
+    mlflow.log_metrics(record.metrics, model_id=model.model_id)
+    mlflow.set_tags({"coop.model": name, "coop.version": number})
+    client.set_registered_model_alias(name, CANDIDATE, number)
+    return name, number
 
 
 def run_link(tracked: Tracked, settings: Settings) -> str:
     """The run's page; of the page that `make ui` opens when there is no server."""
-    return f"{_server(settings)}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
+    return f"{server_address(settings)}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
 
 
 def compare_link(rows: list[dict[str, Any]], settings: Settings) -> str:
     """The page on which MLflow compares the runs of `list_runs`."""
-    named = {"runs": [row["run_id"] for row in rows], "experiments": sorted({row["experiment_id"] for row in rows})}
-    query = urlencode({key: json.dumps(ids, separators=(",", ":")) for key, ids in named.items()})
-    return f"{_server(settings)}/#/compare-runs?{query}"
-
-
-def _server(settings: Settings) -> str:
-    """The server's address, or the one that `make ui` gives it."""
-    server = settings.tracking_uri if settings.tracking_uri.startswith("http") else "http://127.0.0.1:5000"
-    return server.rstrip("/")
+    experiments = sorted({row["experiment_id"] for row in rows})
+    return compare_page(settings, [row["run_id"] for row in rows], experiments)
 
 
 def list_runs(settings: Settings, *, limit: int) -> list[dict[str, Any]]:
@@ -191,6 +182,8 @@ def fetch_prompt(reference: str, settings: Settings, target: Path) -> Path:
 class RegisteredVersion:
     number: str
     run_id: str
+    gate: str | None = None
+    """What the gate said last: passed, refused, or nothing yet."""
 
 
 def find_version(reference: str, settings: Settings) -> RegisteredVersion | None:
@@ -206,7 +199,7 @@ def find_version(reference: str, settings: Settings) -> RegisteredVersion | None
             if error.error_code not in _MISSING:
                 raise
             return None
-    return RegisteredVersion(str(found.version), found.run_id)
+    return RegisteredVersion(str(found.version), found.run_id, dict(found.tags).get(GATE))
 
 
 def fetch_evaluation(version: RegisteredVersion, settings: Settings, target: Path) -> Path:
@@ -227,23 +220,94 @@ def set_champion(version: RegisteredVersion, event: dict[str, Any], settings: Se
         client.set_registered_model_alias(name, CHAMPION, version.number)
 
 
+def tie_run(run_id: str, tags: dict[str, str], lock: Path, settings: Settings) -> None:
+    """Tie a run and its version to what made them: tags on both, and dvc.lock as it was when all was done."""
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        client.log_artifact(run_id, str(lock))
+        number = client.get_run(run_id).data.tags.get("coop.version")
+        for name, value in tags.items():
+            client.set_tag(run_id, name, value)
+            if number is not None:
+                client.set_model_version_tag(settings.registered_model, number, name, value)
+
+
+def record_decision(version: RegisteredVersion, time: str, decision: dict[str, Any], settings: Settings) -> None:
+    """Keep what the gate said with the version's run, and in one word with the version."""
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        client.log_text(version.run_id, json.dumps(decision, indent=1), f"gate/{time}.json")
+        word = "passed" if decision["promote"] else "refused"
+        client.set_model_version_tag(settings.registered_model, version.number, GATE, word)
+
+
+class Claim:
+    """The right to change the champion, held in the registry."""
+
+    def __init__(self, client: Any, name: str, token: str) -> None:
+        self._client, self._name, self._token = client, name, token
+
+    def confirm(self) -> None:
+        """Just before the alias moves: is the claim still ours?
+
+        Raises
+        ------
+        GateError
+            When it was taken over, because this process stood still for too long.
+        """
+        if self._owner() != self._token:
+            raise GateError("this promotion took too long and another took its place: look at `coop history`")
+
+    def release(self) -> None:
+        if self._owner() == self._token:
+            self._client.delete_registered_model(self._name)
+
+    def _owner(self) -> str | None:
+        found = self._client.search_registered_models(f"name = '{self._name}'")
+        return found[0].tags.get("owner") if found else None
+
+
+@contextmanager
+def claim_promotion(settings: Settings, *, by: str) -> Iterator[Claim]:
+    """One promotion at a time, on whatever machines; the other is told at once.
+
+    A registered model of a certain name is made and deleted again: the registry makes it for one caller only. What
+    a killed process left is taken over after some minutes.
+
+    Raises
+    ------
+    GateError
+        When another promotion is under way.
+    """
+    with connected(settings) as mlflow:
+        from mlflow.exceptions import MlflowException
+
+        client, name = mlflow.MlflowClient(), f"{settings.registered_model}.promotion"
+        earlier = client.search_registered_models(f"name = '{name}'")
+        if earlier and time.time() - earlier[0].creation_timestamp / 1000 > _CLAIM_SECONDS:
+            client.delete_registered_model(name)
+        token = f"{by} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
+        try:
+            client.create_registered_model(name, tags={"owner": token})
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            holder = next((m.tags.get("owner") for m in client.search_registered_models(f"name = '{name}'")), "another")
+            way_out = f"try again; what a killed one leaves gives way after {_CLAIM_SECONDS / 60:.0f} minutes"
+            raise GateError(f"another promotion is under way, by {holder}: {way_out}") from None
+        claim = Claim(client, name, token)
+        try:
+            yield claim
+        finally:
+            claim.release()
+
+
 def list_events(settings: Settings) -> list[dict[str, Any]]:
     """Every time the champion was to change, oldest first."""
     with connected(settings) as mlflow:
         models = mlflow.MlflowClient().search_registered_models(f"name = '{settings.registered_model}'")
     tags = models[0].tags if models else {}
     return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(_EVENT)]
-
-
-def _experiment(client: Any, settings: Settings) -> str:
-    found = client.get_experiment_by_name(settings.experiment)
-    if found is not None:
-        return str(found.experiment_id)
-    location = settings.artifact_location
-    if location is None and settings.tracking_uri.startswith("sqlite:///"):
-        database = Path(settings.tracking_uri.removeprefix("sqlite:///"))
-        location = (database.parent / "mlruns").resolve().as_uri()
-    return str(client.create_experiment(settings.experiment, artifact_location=location))
 
 
 def _find(client: Any, experiment_id: str, key: str) -> Any:

@@ -105,7 +105,7 @@ def test_ctrl_c_says_how_to_go_on_and_ends_with_status_130(run):
     status, out, err = run(raising(KeyboardInterrupt()))
 
     assert (status, out) == (130, "")
-    assert err == "error: stopped; finished stages are kept, and `dvc repro` goes on from here\n"
+    assert err == "error: stopped; what is finished is kept, and the same command goes on from here\n"
 
 
 def test_a_polite_kill_ends_like_ctrl_c_and_unwinds():

@@ -1,7 +1,6 @@
 """Promotion: the champion changes only through the gate or a rollback, one at a time, and every change is on record."""
 
 import csv
-import fcntl
 import json
 from pathlib import Path
 
@@ -10,9 +9,10 @@ from typer.testing import CliRunner
 
 from coop_core.errors import GateError
 from coop_core.gate import Policy
-from pipelines import promotion
+from pipelines import promotion, tracking
 from pipelines.settings import Settings
-from pipelines.tracking import CANDIDATE, connected, find_version, list_events
+from pipelines.tracking import CANDIDATE, claim_promotion, find_version, list_events
+from pipelines.tracking_server import connected
 
 # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
@@ -138,7 +138,7 @@ def test_a_change_cut_short_before_the_alias_moved_is_told_apart(settings, regis
     for wrong in (9, 6, 3):
         register(wrong)
     promotion.promote(settings, POLICY, version="1")
-    promotion._move(find_version("2", settings), find_version("1", settings), "promote", settings, None)
+    promotion._move(find_version("2", settings), find_version("1", settings), "promote", settings, "ann", None)
     with connected(settings) as mlflow:  # as if the kill had come before the alias
         mlflow.MlflowClient().set_registered_model_alias(settings.registered_model, "champion", "1")
 
@@ -150,13 +150,37 @@ def test_a_change_cut_short_before_the_alias_moved_is_told_apart(settings, regis
 
 def test_of_two_promotions_at_once_one_is_told(settings, register):
     register(5)
-    settings.cache_folder.mkdir(exist_ok=True)
-    with (settings.cache_folder / "promotion.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(GateError, match="another promotion is under way here"):
-            promotion.promote(settings, POLICY)
+    with claim_promotion(settings, by="ann"), pytest.raises(GateError, match="another promotion is under way, by ann"):
+        promotion.promote(settings, POLICY)
 
     assert promotion.promote(settings, POLICY).promote
+
+
+def test_what_a_killed_promotion_left_gives_way(settings, register, monkeypatch):
+    register(5)
+    claim_promotion(settings, by="ann").__enter__()  # and never left
+    monkeypatch.setattr(tracking, "_CLAIM_SECONDS", -1)
+
+    assert promotion.promote(settings, POLICY).promote
+
+
+def test_a_promotion_that_was_overtaken_leaves_the_champion_alone(settings, register, monkeypatch):
+    register(5)
+    slow = claim_promotion(settings, by="ann")
+    claim = slow.__enter__()
+    monkeypatch.setattr(tracking, "_CLAIM_SECONDS", -1)
+    with claim_promotion(settings, by="ben"), pytest.raises(GateError, match="another took its place"):
+        claim.confirm()
+
+
+def test_every_decision_is_kept_with_the_version(settings, register):
+    register(5)
+    promotion.promote(settings, POLICY)
+    register(30)
+    decision = promotion.judge(settings, POLICY)
+
+    assert not decision.promote
+    assert [find_version(number, settings).gate for number in ("1", "2")] == ["passed", "refused"]
 
 
 def test_another_test_set_needs_a_word(settings, register):

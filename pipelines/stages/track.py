@@ -13,7 +13,7 @@ from coop_core.artifact import read_artifact
 from coop_core.dataset import read_dataset
 from coop_core.errors import ArtifactError
 from coop_core.files import digest_json, read_json, write_json
-from coop_core.params import load_params
+from coop_core.params import flat, load_params
 from coop_core.split import Split, SplitImage, read_split
 from pipelines import console, paths
 from pipelines.settings import load_settings
@@ -29,7 +29,7 @@ def main() -> None:
         raise ArtifactError(f"{paths.REPORT / 'report.html'} is missing: run the stage that writes it with `dvc repro`")
     with tempfile.TemporaryDirectory() as folder:
         prompt = with_metrics(paths.PROMPT, Path(folder) / "prompt", evaluation)
-        tracked = track(make_record(evaluation, prompt), settings)
+        tracked = track(make_record(evaluation, prompt, flow_run=settings.flow_run), settings)
     write_json(paths.TRACKED, {**asdict(tracked), "tracking_uri": settings.tracking_uri})
     console.console.print(headline_table(evaluation))
     console.console.print(
@@ -56,7 +56,7 @@ def with_metrics(prompt: Path, target: Path, evaluation: dict[str, Any]) -> Path
     return target
 
 
-def make_record(evaluation: dict[str, Any], prompt: Path) -> RunRecord:
+def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | None = None) -> RunRecord:
     params, split = load_params(paths.PARAMS), read_split(paths.SPLIT)
     card = read_json(prompt / "card.json")
     method = evaluation["method"]
@@ -65,8 +65,8 @@ def make_record(evaluation: dict[str, Any], prompt: Path) -> RunRecord:
     reference = f"{split.dataset_name}-{method}-{params.split.shots}shots-seed{params.seed}"
     return RunRecord(
         name=reference,
-        key=digest_json([card["digests"], card["metrics"], params.model_dump(), split.test_digest]),
-        params=flat(params.model_dump()),
+        key=digest_json([card["digests"], card["metrics"], params.of_run(), split.test_digest]),
+        params=flat(params.of_run()),
         tags={
             "dataset": split.dataset_name,
             "method": method,
@@ -76,7 +76,8 @@ def make_record(evaluation: dict[str, Any], prompt: Path) -> RunRecord:
             "dataset_digest": split.dataset_digest,
             "test_digest": split.test_digest,
             "code_revision": card["code_revision"],
-        },
+        }
+        | ({"prefect.flow_run_id": flow_run} if flow_run else {}),
         metrics={  # the first is what MLflow's comparison shows first
             "accuracy": learned["accuracy"],
             "gain_over_zero_shot": learned["accuracy"] - zero_shot["accuracy"],
@@ -97,14 +98,6 @@ def make_record(evaluation: dict[str, Any], prompt: Path) -> RunRecord:
         prompt=prompt,
         description=_description(evaluation, card),
     )  # fmt: skip
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested parameters -> dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
 
 
 def _datasets(split: Split) -> list[DatasetInput]:

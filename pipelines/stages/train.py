@@ -57,7 +57,7 @@ def train_prompt(
         generator=generator_for(params.seed, "context"),
         engine=params.engine.engine(),
     )
-    tree = params.model_dump()
+    tree = params.of_run()
     identity = [tree, split.train_digest, backbone.weights_digest, str(backbone.device), shots, torch.__version__]
     key = digest_json(identity)
     checkpoint = Checkpoint(checkpoints / f"{key}.safetensors", key)

@@ -1,0 +1,116 @@
+"""The MLflow server: settings -> a connection whose faults are sentences, experiments, and signs of life."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from coop_core.errors import CoopError, ServiceError
+from pipelines.settings import Settings
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT = "coop.heartbeat"
+"""Tag of a run under way: when its process was last alive."""
+BEAT_SECONDS = 20
+
+
+@contextmanager
+def connected(settings: Settings, *, way_out: str = "") -> Iterator[Any]:
+    """The mlflow module, pointed at the settings' server; its faults become sentences.
+
+    Raises
+    ------
+    ServiceError
+        When the server does not answer or refuses.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    mlflow.set_registry_uri(settings.tracking_uri)
+    try:
+        yield mlflow
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ServiceError(
+            f"MLflow at {settings.tracking_uri} says: {reason}; correct COOP_TRACKING_URI or start the server{way_out}"
+        ) from error
+
+
+def find_experiment(client: Any, settings: Settings, name: str) -> str:
+    """The experiment called so, made when it is not there, by whichever process is first."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = settings.artifact_location
+    if location is None and settings.tracking_uri.startswith("sqlite:///"):
+        database = Path(settings.tracking_uri.removeprefix("sqlite:///"))
+        location = (database.parent / "mlruns").resolve().as_uri()
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return str(client.get_experiment_by_name(name).experiment_id)
+
+
+def server_address(settings: Settings) -> str:
+    """The server's address, or the one that `make ui` gives it."""
+    server = settings.tracking_uri if settings.tracking_uri.startswith("http") else "http://127.0.0.1:5000"
+    return server.rstrip("/")
+
+
+def compare_page(settings: Settings, runs: Sequence[str], experiments: Sequence[str]) -> str:
+    """The page on which MLflow compares runs."""
+    named = {"runs": runs, "experiments": experiments}
+    query = urlencode({key: json.dumps(list(ids), separators=(",", ":")) for key, ids in named.items()})
+    return f"{server_address(settings)}/#/compare-runs?{query}"
+
+
+@contextmanager
+def heartbeat(settings: Settings, run_ids: Iterable[str]) -> Iterator[None]:
+    """Keep runs alive while the block runs; a server that does not answer now may answer at the next beat."""
+    ids, stopped = list(run_ids), threading.Event()
+
+    def beat() -> None:
+        while not stopped.wait(BEAT_SECONDS):
+            try:
+                with connected(settings) as mlflow:
+                    client = mlflow.MlflowClient()
+                    for run_id in ids:
+                        client.set_tag(run_id, HEARTBEAT, now())
+            except CoopError as error:
+                log.warning("no heartbeat: %s", error)
+
+    thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+
+
+def pages(client: Any, experiment: str, wanted: str) -> Iterator[Any]:
+    """Every run that is wanted, however many there are."""
+    token = None
+    while True:
+        page = client.search_runs([experiment], wanted, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def now() -> str:
+    """For a heartbeat: seconds since 1970."""
+    return f"{time.time():.0f}"

@@ -1,0 +1,274 @@
+"""Sweeping against a real MLflow database: what is on record is not done again, whatever cut the sweep off."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from toy_images import paint_classes
+
+from coop_core.errors import DatasetError, ServiceError
+from coop_core.params import Params, load_params
+from coop_core.training import Epoch
+from pipelines.datasets import cached_dataset, expected_dataset
+from pipelines.settings import Settings
+from pipelines.sweep_view import as_markdown, print_outcome
+from pipelines.sweeping import groups, sweep
+from pipelines.tracking_server import HEARTBEAT, connected, pages
+from pipelines.tracking_trials import TrialRun, finished_trials, reconcile, start_trial
+from pipelines.trainer import Order
+
+PARAMS = """\
+seed: 1
+dataset:
+  source: toys
+split:
+  shots: 2
+backbone:
+  architecture: mini
+features:
+  views: 1
+method:
+  name: coop
+train:
+  epochs: 2
+  learning_rate: 0.5
+engine: {}
+baselines:
+  ensemble_templates: ["a {}."]
+evaluate: {}
+sweep:
+  name: toy
+  space:
+    split.shots: [1, 2]
+    train.learning_rate: [0.1, 0.2]
+  seeds: [1, 2]
+"""
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One SQLite file for all tests: making its tables takes seconds."""
+    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+
+@pytest.fixture
+def settings(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.chdir(tmp_path)
+    paint_classes(tmp_path / "toys", {"cat": 6, "dog": 6})
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    return Settings(_env_file=None, tracking_uri=f"sqlite:///{database}", experiment=tmp_path.name)
+
+
+def params(**sweep_section: Any) -> Params:
+    tree = YAML(typ="safe").load(Path("params.yaml").read_text())
+    tree["sweep"] |= sweep_section
+    with Path("params.yaml").open("w") as file:
+        YAML().dump(tree, file)
+    return load_params()
+
+
+class Recorder:
+    """Does what trainers do but the training: a trial scores by its learning rate and shots."""
+
+    def __init__(self, settings: Settings, *, until: int = 1000, bad: Callable[[Order], bool] = lambda order: False):
+        self.settings, self.until, self.bad = settings, until, bad
+        self.done: list[str] = []
+
+    def __call__(self, asked: Sequence[Sequence[Order]], on_event: Callable[[dict[str, Any]], object]) -> None:
+        for order in (one for group in asked for one in group):
+            if len(self.done) == self.until:
+                raise KeyboardInterrupt
+            self.done.append(order.name)
+            if self.bad(order):
+                on_event({"event": "failed", "key": order.key, "reason": "the loss became nan"})
+            else:
+                run, scored = self.begin(order), metrics(order)
+                run.finish(scored, [Epoch(0, 0.1, 1.0, 0.5, 1.0, 0.5)])
+                on_event({"event": "finished", "key": order.key, "run_id": run.run_id, "metrics": scored})
+
+    def begin(self, order: Order) -> TrialRun:
+        return start_trial(self.settings, parent=order.parent, key=order.key, code=order.code, name=order.name,
+                           params={"seed": order.params["seed"]}, tags=order.tags)  # fmt: skip
+
+
+def metrics(order: Order) -> dict[str, float]:
+    rate, shots, seed = (order.params["train"]["learning_rate"], order.params["split"]["shots"], order.params["seed"])
+    return {"val_accuracy": rate + 0.1 * shots + 0.01 * seed, "val_loss": 1.0, "accuracy": 0.5, "macro_f1": 0.5,
+            "calibration_error": 0.1, "zero_shot_accuracy": 0.3, "seconds": 1.0}  # fmt: skip
+
+
+def runs(settings: Settings, wanted: str = "") -> list[Any]:
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name(f"{settings.experiment}-sweeps")
+        return list(pages(client, experiment.experiment_id, wanted))
+
+
+def test_a_sweep_ends_with_the_winner_its_files_and_a_closed_run(settings):
+    outcome = sweep(params(), settings, Recorder(settings))
+
+    assert outcome.winner.choice == {"train.learning_rate": 0.2}
+    assert outcome.values == {"train.learning_rate": 0.2}
+    assert len(outcome.rows) == 4
+    assert all(len(row.results) == 2 for row in outcome.rows)
+    assert "\n-  learning_rate: 0.5\n+  learning_rate: 0.2\n" in (outcome.folder / "winner.patch").read_text()
+    rows = list(csv.DictReader(io.StringIO((outcome.folder / "results.csv").read_text())))
+    assert {row["split.shots"] for row in rows} == {"1", "2"}
+    assert len(rows) == 8
+    assert (outcome.folder / "few_shot_curve.png").stat().st_size > 10_000
+    assert {run.info.status for run in runs(settings)} == {"FINISHED"}
+
+
+def test_a_sweep_cut_off_goes_on_with_what_is_missing_in_the_same_run(settings):
+    first = Recorder(settings, until=3)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(params(), settings, first)
+    (parent,) = runs(settings, "tags.`coop.sweep` != ''")
+    assert parent.info.status == "KILLED"
+
+    second = Recorder(settings)
+    outcome = sweep(params(), settings, second)
+
+    assert outcome.run_id == parent.info.run_id
+    assert outcome.standing.found == 3
+    assert len(second.done) == 5
+    assert not set(first.done) & set(second.done)
+    assert len(runs(settings, "tags.`coop.sweep` != ''")) == 1
+
+
+def test_a_sweep_that_is_done_does_nothing(settings):
+    first = sweep(params(), settings, Recorder(settings))
+    again = Recorder(settings)
+    second = sweep(params(), settings, again)
+    assert again.done == []
+    assert second.values == first.values
+
+
+def test_a_wider_sweep_does_what_is_new(settings):
+    sweep(params(), settings, Recorder(settings))
+    wider = Recorder(settings)
+    sweep(params(seeds=[1, 2, 3]), settings, wider)
+    assert len(wider.done) == 4
+    assert all(name.endswith("seed 3") for name in wider.done)
+
+
+def test_changed_images_are_other_trials(settings, tmp_path):
+    sweep(params(), settings, Recorder(settings))
+    paint_classes(tmp_path / "toys", {"cat": 7, "dog": 7}, first=100)
+    again = Recorder(settings)
+    sweep(params(), settings, again)
+    assert len(again.done) == 8
+
+
+def test_failures_below_the_threshold_are_counted_and_shown(settings, capsys):
+    bad = lambda order: order.params["split"]["shots"] == 1 and order.params["seed"] == 2  # noqa: E731
+    outcome = sweep(params(max_failed=0.25), settings, Recorder(settings, bad=bad))
+
+    print_outcome(outcome, settings)
+    out = capsys.readouterr().out
+    assert "6 trials, 0 of them on record before, 2 failed" in out
+    assert "failed      the loss became nan" in out
+
+
+def test_too_many_failures_end_the_sweep_and_keep_what_is_finished(settings):
+    with pytest.raises(ServiceError, match=r"2 of 8 trials failed, more than sweep.max_failed 0.2 allows; .*nan"):
+        sweep(params(), settings, Recorder(settings, bad=lambda order: order.params["seed"] == 2))
+
+    statuses = [run.info.status for run in runs(settings)]
+    assert statuses.count("FAILED") == 1
+    assert statuses.count("FINISHED") >= 1
+    again = Recorder(settings)
+    sweep(params(), settings, again)
+    assert len(again.done) == 8 - (statuses.count("FINISHED"))
+
+
+def test_a_failed_trial_is_tried_again_by_the_next_sweep(settings):
+    bad = lambda order: order.params["split"]["shots"] == 1 and order.params["seed"] == 2  # noqa: E731
+    sweep(params(max_failed=0.5), settings, Recorder(settings, bad=bad))
+    again = Recorder(settings)
+    sweep(params(max_failed=0.5), settings, again)
+    assert len(again.done) == 2
+
+
+def test_the_standing_counts_up_to_the_plan(settings):
+    seen: list[tuple[int, int]] = []
+    sweep(params(), settings, Recorder(settings), show=lambda standing: seen.append((standing.done, standing.planned)))
+    assert seen[0] == (0, 8)
+    assert seen[-1] == (8, 8)
+
+
+def test_a_search_in_rounds_is_done_round_by_round(settings):
+    space = {"train.learning_rate": {"low": 0.01, "high": 0.3}}
+    recorder = Recorder(settings)
+    outcome = sweep(params(search="tpe", draws=6, space=space, seeds=[1]), settings, recorder)
+    rates = [row.choice["train.learning_rate"] for row in outcome.rows]
+    assert len(recorder.done) == 6
+    assert outcome.winner.choice["train.learning_rate"] == max(rates)
+
+
+def test_both_tables_show_every_choice_and_mark_the_winner(settings, capsys):
+    outcome = sweep(params(), settings, Recorder(settings))
+
+    print_outcome(outcome, settings)
+    shown, page = capsys.readouterr().out, as_markdown(outcome)
+
+    assert "git apply artifacts/sweeps/toy/winner.patch && dvc repro" in shown
+    assert "/#/compare-runs?runs=" in shown
+    assert "| **2** | **0.2** | **2** | **41.5 ± 0.7** | **50.0 ± 0.0** | **30.0** |" in page
+    assert page.count("\n| ") == 5
+
+
+def order(key: str, *, shots: int = 1, architecture: str = "mini", classes: str = "all") -> Order:
+    tree = {"backbone": {"architecture": architecture, "pretrained": None}, "method": {"name": "coop"},
+            "split": {"shots": shots, "classes": classes}, "train": {"epochs": 10}}  # fmt: skip
+    return Order(key, key, tree, "images", "code", "parent", {})
+
+
+def test_a_group_shares_backbone_classes_and_steps_and_the_longest_come_first():
+    asked = [order(f"{shots}-{n}", shots=shots) for shots in (1, 16) for n in range(10)]
+    asked += [order("other", architecture="ViT-B-32"), order("base", classes="base")]
+
+    found = groups(asked)
+
+    assert [len(group) for group in found][:2] == [8, 2]
+    assert {one.params["split"]["shots"] for group in found[:2] for one in group} == {16}
+    for group in found:
+        assert len({(one.params["backbone"]["architecture"], one.params["split"]["classes"]) for one in group}) == 1
+    assert sorted(one.key for group in found for one in group) == sorted(one.key for one in asked)
+
+
+def test_a_run_whose_heart_has_stopped_is_closed_and_others_are_left(settings):
+    sweep(params(), settings, Recorder(settings))
+    recorder = Recorder(settings)
+    lost, alive = (recorder.begin(Order(key, key, {"seed": 1}, "", "", "", {})) for key in ("lost", "alive"))
+    with connected(settings) as mlflow:
+        mlflow.MlflowClient().set_tag(lost.run_id, HEARTBEAT, "1000")
+
+    assert reconcile(settings) == [lost.run_id]
+    assert reconcile(settings) == []
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        assert client.get_run(lost.run_id).info.status == "KILLED"
+        assert "heartbeat" in client.get_run(lost.run_id).data.tags["coop.reason"]
+        assert client.get_run(alive.run_id).info.status == "RUNNING"
+
+
+def test_a_run_that_was_not_finished_is_no_result(settings):
+    sweep(params(), settings, Recorder(settings))
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        code = runs(settings, "tags.`coop.trial` != ''")[0].data.tags["coop.code"]
+        before = finished_trials(settings, code=code)
+        client.update_run(next(iter(before.values())).run_id, status="KILLED")
+    assert len(finished_trials(settings, code=code)) == len(before) - 1
+
+
+def test_a_machine_with_other_images_refuses_the_sweeps_data_set(settings, tmp_path):
+    wanted = cached_dataset(params().dataset, settings)
+    assert expected_dataset(wanted.digest, params().dataset, settings).digest == wanted.digest
+    with pytest.raises(DatasetError, match="toys here is not the data set of this sweep"):
+        expected_dataset("0" * 64, params().dataset, settings)

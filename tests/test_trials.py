@@ -1,0 +1,110 @@
+"""Trials side by side: each scores what its training alone scores, and one that cannot be done disturbs no other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_images import paint_classes
+
+from coop_core.catalog import read_source
+from coop_core.dataset import Dataset
+from coop_core.errors import PromptError, SplitError, TrainingError
+from coop_core.importers import import_dataset
+from coop_core.params import Params, parse_params
+from coop_core.trials import Scores, TrialRunner
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("toys")
+    paint_classes(folder / "toys", {"cat": 14, "dog": 14, "large dog": 14})
+    card, beside = read_source(folder / "toys")
+    return import_dataset(card, beside / card.path, folder / "raw", test_fraction=0.4, accept=[])
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> TrialRunner:
+    return TrialRunner(store_folder=tmp_path / "store", device="cpu")
+
+
+@pytest.fixture
+def trial(zoo) -> Any:
+    def make(*, seed: int = 1, architecture: str = "flat", **changes: dict[str, Any]) -> Params:
+        tree: dict[str, Any] = {
+            "seed": seed,
+            "dataset": {"source": "toys"},
+            "split": {"shots": 2},
+            "backbone": {"architecture": zoo.architecture(architecture)},
+            "features": {"views": 1, "batch_size": 8},
+            "method": {"name": "coop", "n_context": 2},
+            "train": {"epochs": 4, "learning_rate": 0.02, "batch_size": 4},
+            "engine": {},
+            "baselines": {"ensemble_templates": ["a photo of a {}."]},
+            "evaluate": {},
+        }
+        tree = {name: {**value, **changes.get(name, {})} if isinstance(value, dict) else value
+                for name, value in tree.items()}  # fmt: skip
+        return parse_params(tree, where="toy")
+
+    return make
+
+
+def test_trials_side_by_side_score_what_each_scores_alone(runner, trial, dataset, tmp_path):
+    several = [
+        trial(), trial(seed=2), trial(split={"shots": 1}), trial(method={"n_context": 3, "class_specific": True}),
+        trial(features={"views": 2}), trial(train={"learning_rate": 0.1}),
+    ]  # fmt: skip
+
+    together = runner.run(several, dataset)
+
+    for params, found in zip(several, together, strict=True):
+        (alone,) = TrialRunner(store_folder=tmp_path / "other", device="cpu").run([params], dataset)
+        assert isinstance(found, Scores)
+        assert isinstance(alone, Scores)
+        assert len(found.curve) == 4
+        for name, value in alone.metrics().items():
+            if name != "seconds":
+                assert found.metrics()[name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_seeds_draw_other_images_and_are_judged_on_the_same_test_images(runner, trial, dataset):
+    first, second = runner.run([trial(), trial(seed=2)], dataset)
+    assert first.test_digest == second.test_digest
+    assert first.zero_shot_accuracy == second.zero_shot_accuracy
+    assert first.curve[-1].loss != second.curve[-1].loss
+
+
+def test_one_that_cannot_be_done_says_why_and_the_others_are_done(runner, trial, dataset):
+    found = runner.run([
+        trial(split={"shots": 50}), trial(), trial(method={"initial_words": "a photo of a"}),
+        trial(train={"learning_rate": 1e2, "epochs": 30, "momentum": 0.99}, engine={"precision": "float16"}),
+    ], dataset)  # fmt: skip
+
+    assert isinstance(found[0], SplitError)
+    assert isinstance(found[1], Scores)
+    assert isinstance(found[2], PromptError)
+    assert isinstance(found[3], TrainingError | Scores)
+
+
+def test_an_image_is_encoded_once_for_all_trials(runner, trial, dataset, monkeypatch):
+    encoded = []
+    original = torch.nn.Module.__call__
+
+    def count(self: torch.nn.Module, *inputs: Any, **named: Any) -> Any:
+        if type(self).__name__ == "VisionTransformer":
+            encoded.append(len(inputs[0]))
+        return original(self, *inputs, **named)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", count)
+    runner.run([trial(split={"shots": 1}), trial(split={"shots": 2}), trial(train={"epochs": 2})], dataset)
+    several = sum(encoded)
+    runner.run([trial(split={"shots": 2}, method={"n_context": 4})], dataset)
+
+    assert several > 0
+    assert sum(encoded) == several
+
+
+def test_another_backbone_has_features_of_its_own(runner, trial, dataset):
+    first, other = runner.run([trial(), trial(architecture="flat-resnet-quickgelu")], dataset)
+    assert first.curve[-1].loss != other.curve[-1].loss
