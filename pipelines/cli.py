@@ -160,6 +160,16 @@ def history(
 
 
 @app.command()
+def reconcile() -> None:
+    """Close MLflow runs whose process is gone."""
+    from pipelines.settings import load_settings
+    from pipelines.tracking_trials import reconcile as close_lost
+
+    lost = close_lost(load_settings())
+    typer.echo("\n".join(f"closed  run {run_id}" for run_id in lost) or "no run has lost its process")
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine's loopback address.")] = 5000,
 ) -> None:

@@ -30,8 +30,9 @@ LAYERS = {
     ],
     "pipelines": [
         "environment paths revision summary",
-        "settings console processes",
-        "storage tracking_server prompt_model supervision",
+        "settings processes supervision",
+        "console",
+        "storage tracking_server prompt_model services",
         "datasets tracking tracking_trials",
         "trainer",
         "trainers",
@@ -42,7 +43,7 @@ LAYERS = {
         "flows.trials flows.sweep flows.reconcile flows.promote",
         "flows.retrain",
         "flows",
-        "sweep_command services",
+        "sweep_command",
         "cli",
         "stages.download stages.split stages.features stages.baselines stages.train stages.evaluate stages.report",
         "stages.track",
@@ -67,6 +68,7 @@ OWNERS = {
     "prefect": "pipelines.flows",
     "optuna": "coop_core.sweep",
     "supervisor": "pipelines.supervision",
+    "psutil": "pipelines.supervision",
 }
 
 

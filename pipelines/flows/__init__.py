@@ -1,0 +1,1 @@
+"""Prefect flows: sweeps, retraining, promotion and repair, each a thin wrapper."""

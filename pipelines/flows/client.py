@@ -1,0 +1,183 @@
+"""Prefect's server, asked by us: starting runs of our deployments, looking at them, cancelling them."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, cast
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import get_current_settings
+from prefect.states import Cancelling
+
+from coop_core.errors import ServiceError
+from pipelines.settings import Settings
+from pipelines.tracking_trials import trial_states
+from pipelines.trainer import Order
+
+_LOOK_SECONDS = 3.0
+_WAITING = 20
+"""Runs of trials that stand in the queue at once; a longer queue slows the server for everybody."""
+_ENDED = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED}
+_UNDER_WAY = FlowRunFilterState(type=FlowRunFilterStateType(not_any_=sorted(_ENDED)))
+TRIALS = "coop-trials"
+"""Tag of every run of trials; beside it stands the run of the sweep it belongs to."""
+PROGRESS = "sweep-progress"
+"""Key of the bar on a sweep's page."""
+_SWEEP = "sweep-run:"
+ATTEMPTS = 2
+"""How often a group is started whose run crashes."""
+
+
+@contextmanager
+def connection() -> Iterator[SyncPrefectClient]:
+    """A client for the server of PREFECT_API_URL; its faults become sentences.
+
+    Raises
+    ------
+    ServiceError
+        When the server does not answer or refuses.
+    """
+    where = get_current_settings().api.url
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except ObjectNotFound as error:
+        raise ServiceError(f"Prefect at {where} has no such deployment or run ({error}): `make up` deploys") from error
+    except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ServiceError(f"Prefect at {where} says: {reason}; correct COOP_PREFECT_API_URL or `make up`") from error
+
+
+class DeployedTrainers:
+    """Runs groups of trials through the deployment `trials`, on whichever workers the pool `gpu` has.
+
+    Prefect says which runs go on; what became of each trial is read in MLflow, the record.
+    """
+
+    def __init__(self, settings: Settings, *, sweep_run: str) -> None:
+        self.settings, self.sweep_run = settings, sweep_run
+
+    def __call__(self, groups: Sequence[Sequence[Order]], on_event: Callable[[dict[str, Any]], object]) -> None:
+        todo = [(list(group), 1) for group in groups]
+        running: dict[UUID, tuple[list[Order], int]] = {}
+        open_keys = {order.key for group in groups for order in group}
+        begun = time.time()
+        try:
+            while todo or running:
+                while todo and len(running) < _WAITING:
+                    orders, attempt = todo.pop(0)
+                    running[self._start(orders, attempt)] = (orders, attempt)
+                time.sleep(_LOOK_SECONDS)
+                ended = {run.id: run for run in self._look(list(running)) if run.state_type in _ENDED}
+                self._report(groups, open_keys, begun, on_event)
+                for run_id, run in ended.items():
+                    orders, attempt = running.pop(run_id)
+                    left = [order for order in orders if order.key in open_keys]
+                    if left and run.state_type == StateType.CRASHED and attempt < ATTEMPTS:
+                        todo.append((left, attempt + 1))
+                        continue
+                    for order in left:
+                        open_keys.discard(order.key)
+                        reason = f"its run {run.name} ended as {run.state_name}"
+                        on_event({"event": "failed", "key": order.key, "reason": reason})
+        finally:
+            if running:
+                cancel(list(running))
+
+    def _start(self, orders: list[Order], attempt: int) -> UUID:
+        name = f"{orders[0].tags.get('coop.sweep_name', 'trials')}: {orders[0].name}"
+        run = start(
+            "trials/trials", parameters={"orders": [asdict(order) for order in orders]}, as_subflow=True,
+            flow_run_name=f"{name} and {len(orders) - 1} more" if len(orders) > 1 else name,
+            tags=[TRIALS, f"{_SWEEP}{self.sweep_run}"],
+            idempotency_key=f"{self.sweep_run}/{orders[0].key}/{attempt}",
+        )  # fmt: skip
+        return run.id
+
+    def _look(self, run_ids: list[UUID]) -> list[FlowRun]:
+        with connection() as client:
+            return client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=run_ids)))
+
+    def _report(
+        self, groups: Any, open_keys: set[str], begun: float, on_event: Callable[[dict[str, Any]], object]
+    ) -> None:
+        parent = groups[0][0].parent
+        for state in trial_states(self.settings, parent=parent, since=begun):
+            if state.key not in open_keys:
+                continue
+            if state.status in ("FINISHED", "FAILED"):
+                open_keys.discard(state.key)
+            event = {"FINISHED": "finished", "FAILED": "failed"}.get(state.status, "started")
+            if state.status != "KILLED":
+                on_event({"event": event, "key": state.key, "run_id": state.run_id, "metrics": state.metrics,
+                          "reason": state.reason})  # fmt: skip
+
+
+def start(deployment: str, *, parameters: dict[str, Any], as_subflow: bool = False, **options: Any) -> FlowRun:
+    """A run of a deployment, put into its pool's queue; `options` as `prefect.deployments.run_deployment` has them."""
+    with connection():
+        run = run_deployment(deployment, parameters=parameters, timeout=0, as_subflow=as_subflow, **options)
+    return cast(FlowRun, run)
+
+
+def look(run_id: UUID) -> FlowRun:
+    with connection() as client:
+        return client.read_flow_run(run_id)
+
+
+def ended(run: FlowRun) -> bool:
+    return run.state_type in _ENDED
+
+
+def cancel(run_ids: Sequence[UUID]) -> None:
+    """Ask runs to end; those that have ended stay as they are."""
+    with connection() as client:
+        for run_id in run_ids:
+            if not ended(client.read_flow_run(run_id)):
+                client.set_flow_run_state(run_id, Cancelling())
+
+
+def progress(run_id: UUID) -> tuple[float, str]:
+    """What a sweep's run shows of itself: percent done, and a line."""
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[PROGRESS]), flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    with connection() as client:
+        found = client.read_artifacts(artifact_filter=wanted)
+    return (float(cast(float, found[0].data)), found[0].description or "") if found else (0.0, "")
+
+
+def page(run_id: UUID) -> str:
+    """The run's page."""
+    where = get_current_settings().api.url or ""
+    return f"{where.removesuffix('/api')}/runs/flow-run/{run_id}"
+
+
+def cancel_orphans() -> list[str]:
+    """Cancel runs of trials whose sweep has ended, as after a kill -> their names."""
+    wanted = FlowRunFilter(tags=FlowRunFilterTags(all_=[TRIALS]), state=_UNDER_WAY)
+    with connection() as client:
+        found = client.read_flow_runs(flow_run_filter=wanted)
+        sweeps = {run.id: _sweep_of(run) for run in found}
+        alive = {sweep for sweep in set(sweeps.values()) if sweep and not ended(client.read_flow_run(sweep))}
+    orphans = [run for run in found if sweeps[run.id] not in alive]
+    cancel([run.id for run in orphans])
+    return [run.name for run in orphans]
+
+
+def _sweep_of(run: FlowRun) -> UUID | None:
+    return next((UUID(tag.removeprefix(_SWEEP)) for tag in run.tags if tag.startswith(_SWEEP)), None)

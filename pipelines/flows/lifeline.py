@@ -1,0 +1,30 @@
+"""A flow's process -> ends with the worker that started it.
+
+A worker that is killed leaves its flows running, and the next worker would start another training beside them on
+the same device.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+
+_LOOK_SECONDS = 1.0
+_GRACE_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def end_with_worker() -> None:
+    """Watch the parent process from now on; when it is gone, end as if the run had been stopped."""
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True, name="lifeline").start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    log.warning("the worker is gone: ending")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)

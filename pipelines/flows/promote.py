@@ -1,0 +1,71 @@
+"""Promote flow: a registered version -> judged, approved by a person where params.yaml asks for one -> champion."""
+
+import logging
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
+
+from coop_core.gate import Decision
+from coop_core.params import load_params
+from pipelines import paths
+from pipelines.console import prepare
+from pipelines.flows.lifeline import end_with_worker
+from pipelines.promotion import promote as promote_now
+from pipelines.retraining import judged, summary
+from pipelines.settings import Settings, load_settings
+
+
+class Approval(RunInput):
+    """What a person fills in on the run's page."""
+
+    approve: bool = False
+    name: str = ""
+    """Who decided; it stands in `coop history`."""
+
+
+@flow(name="promote", log_prints=False)
+def promote(version: int | None = None) -> str:
+    """Judge a version (the candidate unless a number is given) and promote it if the gate and a person let it pass."""
+    prepare()
+    end_with_worker()
+    decision, said = decide_and_promote(load_settings(), str(version) if version else None)
+    create_markdown_artifact(summary(None, decision, said == "promoted"), key="promotion")
+    return said
+
+
+def decide_and_promote(settings: Settings, version: str | None) -> tuple[Decision | str, str]:
+    """-> the gate's decision, and in a word what came of it: promoted, refused, declined, no answer, nothing to do."""
+    gate, logger = load_params(paths.PARAMS).gate, get_run_logger()
+    decision = judged(settings, gate.policy(), version)
+    if isinstance(decision, str):
+        logger.info(decision)
+        return decision, "nothing to do"
+    for check in decision.checks:
+        logger.log(logging.INFO if check.passed else logging.WARNING, "%s: %s", check.name, check.sentence)
+    if not decision.promote:
+        return decision, "refused"
+    by = "gate"
+    if gate.approval_minutes:
+        answer = _ask(decision, gate.approval_minutes)
+        if answer is None or not answer.approve:
+            said = "no answer" if answer is None else f"declined by {answer.name or 'a person'}"
+            logger.warning("version %s is not promoted: %s", decision.candidate, said)
+            return decision, said
+        by = answer.name or "a person, in Prefect"
+    # Judged again under the promotion's claim: the champion may have changed meanwhile.
+    decision = promote_now(settings, gate.policy(), version=decision.candidate, by=by)
+    return decision, "promoted" if decision.promote else "refused"
+
+
+def _ask(decision: Decision, minutes: int) -> Approval | None:
+    """Wait for a person on the run's page; None when nobody answers."""
+    checks = "\n".join(f"- {check.name}: {check.sentence}" for check in decision.checks)
+    text = f"Version {decision.candidate} passed the gate. Shall it become champion?\n\n{checks}"
+    try:
+        asked = Approval.with_initial_data(description=text)
+        return pause_flow_run(wait_for_input=asked, timeout=60 * minutes, poll_interval=2)
+    except FlowPauseTimeout:
+        return None

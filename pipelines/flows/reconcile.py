@@ -1,0 +1,18 @@
+"""Reconcile flow: what lost its process -> closed, in MLflow and in Prefect. Runs on a schedule in the pool `cpu`."""
+
+from prefect import flow, get_run_logger
+
+from pipelines.console import prepare
+from pipelines.flows.client import cancel_orphans
+from pipelines.settings import load_settings
+from pipelines.tracking_trials import reconcile as reconcile_runs
+
+
+@flow(name="reconcile", log_prints=False)
+def reconcile() -> dict[str, list[str]]:
+    """Close MLflow runs without a heartbeat, and cancel trials whose sweep has ended."""
+    prepare()
+    logger = get_run_logger()
+    closed, cancelled = reconcile_runs(load_settings()), cancel_orphans()
+    logger.info("closed %d MLflow runs, cancelled %d runs of ended sweeps", len(closed), len(cancelled))
+    return {"closed": closed, "cancelled": cancelled}

@@ -1,0 +1,62 @@
+"""Sweep flow: params -> trials on the workers of the pool `gpu` -> a table, a picture and the winner. Pool `cpu`."""
+
+import time
+from typing import Any, cast
+from uuid import UUID
+
+from prefect import flow, get_run_logger, runtime
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+
+from coop_core.params import Params, load_params, parse_params
+from pipelines import paths
+from pipelines.console import prepare
+from pipelines.flows.client import PROGRESS, DeployedTrainers, cancel_orphans
+from pipelines.flows.lifeline import end_with_worker
+from pipelines.settings import load_settings
+from pipelines.sweep_view import as_markdown, details
+from pipelines.sweeping import Standing
+from pipelines.sweeping import sweep as run_sweep
+from pipelines.tracking_trials import sweep_links
+
+_SHOWN_SECONDS = 3.0
+
+
+@flow(name="sweep", log_prints=False)
+def sweep(params: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run the sweep of `params` (a whole params.yaml as JSON), or of this workspace's params.yaml -> what won."""
+    prepare()
+    end_with_worker()
+    settings, own = load_settings(), str(runtime.flow_run.id)
+    wanted: Params = load_params(paths.PARAMS) if params is None else parse_params(params, where="the run's params")
+    cancel_orphans()
+    trainers = DeployedTrainers(settings, sweep_run=own)
+    outcome = run_sweep(wanted, settings, trainers, tags={"prefect.flow_run_id": own}, show=_progress())
+    create_markdown_artifact(as_markdown(outcome), key="sweep-result", description=f"sweep {outcome.name}")
+    runs = [result.run_id for row in outcome.rows for result in row.results]
+    create_link_artifact(sweep_links(settings, outcome.run_id, runs)[1], key="sweep-comparison", link_text="MLflow")
+    get_run_logger().info("winner: %s", outcome.values or "params.yaml as it is")
+    return outcome.values
+
+
+def _progress() -> Any:
+    """Shows a standing as a bar on the run's page, at most every few seconds, and in the log when it changes."""
+    logger, artifact = get_run_logger(), cast(UUID, create_progress_artifact(0.0, key=PROGRESS))
+    shown, logged = 0.0, -1
+
+    def show(standing: Standing) -> None:
+        nonlocal shown, logged
+        finished = standing.done == standing.planned
+        if time.monotonic() - shown < _SHOWN_SECONDS and not finished:
+            return
+        shown = time.monotonic()
+        update_progress_artifact(artifact, 100 * standing.done / max(1, standing.planned), details(standing))
+        if standing.done != logged:
+            logged = standing.done
+            logger.info("%d of %d trials; %s", standing.done, standing.planned, details(standing) or "none training")
+
+    return show

@@ -1,0 +1,36 @@
+"""Trials flow: a group of trials -> one trainer on this worker's device. Runs in the pool `gpu`."""
+
+from typing import Any
+
+from prefect import flow, get_run_logger
+
+from pipelines import paths
+from pipelines.console import prepare
+from pipelines.flows.lifeline import end_with_worker
+from pipelines.settings import load_settings
+from pipelines.trainer import Order
+from pipelines.trainers import LocalTrainers, Slot
+
+
+@flow(name="trials", log_prints=False)
+def trials(orders: list[dict[str, Any]]) -> dict[str, str]:
+    """Train a group side by side -> reasons of those that failed, by trial key. What they score is in MLflow."""
+    prepare()
+    end_with_worker()
+    logger, settings = get_run_logger(), load_settings()
+    names = {order["key"]: order["name"] for order in orders}
+    failed: dict[str, str] = {}
+
+    def hear(event: dict[str, Any]) -> None:
+        name = names[event["key"]]
+        if event["event"] == "finished":
+            logger.info("%s: validation %.3f", name, event["metrics"]["val_accuracy"])
+        elif event["event"] == "failed":
+            failed[event["key"]] = event["reason"]
+            logger.warning("%s failed: %s", name, event["reason"])
+        elif event["event"] == "started":
+            logger.info("%s: MLflow run %s", name, event["run_id"])
+
+    folder = settings.cache_folder / paths.TRAINER_LOGS / "workers"
+    LocalTrainers(settings, [Slot(None, None)], log_folder=folder)([[Order(**order) for order in orders]], hear)
+    return failed

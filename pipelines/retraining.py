@@ -1,0 +1,177 @@
+"""Retraining: data sources -> what has changed -> `dvc repro` -> a judged candidate, tied to what made it.
+
+One at a time in a workspace. Every step can be cut off: the next retraining goes on from there.
+"""
+
+import fcntl
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from coop_core.errors import GateError, ServiceError
+from coop_core.files import digest_file, read_json
+from coop_core.gate import Decision, Policy
+from pipelines import paths
+from pipelines.processes import Group
+from pipelines.promotion import judge
+from pipelines.settings import Settings
+from pipelines.tracking import CANDIDATE, CHAMPION, find_version, tie_run
+
+log = logging.getLogger(__name__)
+
+LOCK = Path("dvc.lock")
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """What `dvc repro` left: the registered version and what made it."""
+
+    run_id: str
+    version: str
+    changed: list[str]
+    """Stages that had to run."""
+    pushed: bool
+    tags: dict[str, str]
+
+
+@contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """One retraining at a time in this workspace; the other is told.
+
+    Raises
+    ------
+    ServiceError
+    """
+    settings.cache_folder.mkdir(parents=True, exist_ok=True)
+    with (settings.cache_folder / "retraining.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            where = Path.cwd().name
+            raise ServiceError(f"another retraining is under way in {where}: wait for it, or cancel it") from None
+        yield
+
+
+def reproduce(settings: Settings, *, flow_run: str | None = None) -> Reproduced | None:
+    """Look at the sources, run what has changed, push -> what came of it, or None when nothing had changed.
+
+    Raises
+    ------
+    ServiceError
+        When DVC fails, with its last line; what was finished is kept.
+    """
+    dvc("update", "data.dvc", settings=settings)
+    changed = changed_stages(settings)
+    if not changed:
+        return None
+    log.info("changed: %s", ", ".join(changed))
+    dvc("repro", settings=settings, flow_run=flow_run)
+    tracked = read_json(paths.TRACKED)
+    tags = {
+        "dvc_lock": digest_file(LOCK),
+        "dataset_digest": read_json(paths.RAW / "dataset.json")["digest"],
+        "coop.version": tracked["model_version"],
+    }
+    if flow_run:
+        tags["prefect.flow_run_id"] = flow_run
+    pushed = has_remote()
+    if pushed:
+        dvc("push", settings=settings)
+    tie_run(tracked["run_id"], tags, LOCK, settings)
+    return Reproduced(tracked["run_id"], tracked["model_version"], changed, pushed, tags)
+
+
+def changed_stages(settings: Settings) -> list[str]:
+    """What `dvc repro` would run, as DVC sees it."""
+    found = subprocess.run([*_DVC, "status", "--json"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise ServiceError(f"dvc status says: {_last_line(found.stderr)}")
+    return list(json.loads(found.stdout.strip().splitlines()[-1]))
+
+
+def waits_for_judgement(settings: Settings) -> str | None:
+    """The candidate's number when no gate has judged it, as after a retraining that was cut off."""
+    candidate, champion = find_version(CANDIDATE, settings), find_version(CHAMPION, settings)
+    if candidate is None or candidate.gate is not None or candidate == champion:
+        return None
+    return candidate.number
+
+
+def judged(settings: Settings, policy: Policy, version: str | None) -> Decision | str:
+    """The gate's decision, or why there was nothing to decide."""
+    try:
+        return judge(settings, policy, version=version)
+    except GateError as error:
+        return str(error)
+
+
+def has_remote() -> bool:
+    """Whether `dvc push` has a place to go."""
+    found = subprocess.run([*_DVC, "config", "core.remote"], capture_output=True, text=True, check=False)
+    return bool(found.stdout.strip())
+
+
+def dvc(*words: str, settings: Settings, flow_run: str | None = None) -> None:
+    """Run DVC in a process group of its own, which ends with this process; output goes to a log file."""
+    path = settings.cache_folder / paths.DVC_LOG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = path.stat().st_size if path.exists() else 0
+    environment = {"COOP_FLOW_RUN": flow_run} if flow_run else {}
+    with Group([*_DVC, *words], log=path, environment=environment) as group:
+        status = _wait(group)
+    with path.open("rb") as file:
+        file.seek(start)
+        said = file.read().decode("utf-8", "replace")
+    if status:
+        raise ServiceError(f"dvc {' '.join(words)} failed: {_fault(said)} (see {path})")
+    log.info("dvc %s: %s", " ".join(words), _last_line(said))
+
+
+_DVC: Sequence[str] = (sys.executable, "-m", "dvc")
+
+
+def _wait(group: Group) -> int:
+    """In small steps, so that a signal to this process is noticed."""
+    while True:
+        try:
+            return group.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _fault(said: str) -> str:
+    """A stage's own sentence says more than DVC's last line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith("error: ")]
+    return own[-1].removeprefix("error: ") if own else (lines or ["no message"])[-1]
+
+
+def _last_line(said: str) -> str:
+    return (said.strip().splitlines() or ["no message"])[-1].strip()
+
+
+def summary(reproduced: Reproduced | None, decision: Decision | str | None, promoted: bool) -> str:
+    """What happened, as Markdown for Prefect's page."""
+    lines = ["# Retraining", ""]
+    if reproduced is None:
+        lines.append("Nothing had changed: no data source, parameter or code.")
+    else:
+        lines += [f"Registered version **{reproduced.version}** (MLflow run `{reproduced.run_id}`)"
+                  f"{', pushed to the DVC remote' if reproduced.pushed else ''}.", "",
+                  "| | |", "|---|---|", f"| changed | {', '.join(reproduced.changed)} |",
+                  *(f"| {name} | `{value}` |" for name, value in reproduced.tags.items())]  # fmt: skip
+    if isinstance(decision, str):
+        lines += ["", decision]
+    elif decision is not None:
+        lines += ["", f"## Gate: version {decision.candidate} against {decision.champion or 'no champion'}", "",
+                  "| check | passed | |", "|---|---|---|",
+                  *(f"| {check.name} | {'yes' if check.passed else '**no**'} | {check.sentence} |"
+                    for check in decision.checks)]  # fmt: skip
+        lines += ["", f"**Version {decision.candidate} is champion.**" if promoted else "The champion stays as it was."]
+    return "\n".join(lines)
+
