@@ -171,7 +171,7 @@ def reconcile() -> None:
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine's loopback address.")] = 5000,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="On loopback; else COOP_MLFLOW_PORT.")] = None,
 ) -> None:
     """Open MLflow's pages on the tracking database, on loopback, until Ctrl-C."""
     import os
@@ -183,6 +183,7 @@ def ui(
     settings = load_settings()
     if settings.tracking_uri.startswith("http"):
         raise ServiceError(f"the runs are on a server already: open {settings.tracking_uri} in a browser")
+    port = port or settings.mlflow_port
     typer.echo(f"MLflow on http://127.0.0.1:{port}/#/experiments (ready in about 20 seconds; Ctrl-C ends it)")
     place = ["--backend-store-uri", settings.tracking_uri, "--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *place])

@@ -155,23 +155,22 @@ def _last_line(said: str) -> str:
     return (said.strip().splitlines() or ["no message"])[-1].strip()
 
 
-def summary(reproduced: Reproduced | None, decision: Decision | str | None, promoted: bool) -> str:
+def summary(reproduced: Reproduced | None, decision: Decision | str | None, said: str) -> str:
     """What happened, as Markdown for Prefect's page."""
     lines = ["# Retraining", ""]
-    if reproduced is None:
-        lines.append("Nothing had changed: no data source, parameter or code.")
-    else:
+    if reproduced is not None:
         lines += [f"Registered version **{reproduced.version}** (MLflow run `{reproduced.run_id}`)"
                   f"{', pushed to the DVC remote' if reproduced.pushed else ''}.", "",
                   "| | |", "|---|---|", f"| changed | {', '.join(reproduced.changed)} |",
-                  *(f"| {name} | `{value}` |" for name, value in reproduced.tags.items())]  # fmt: skip
-    if isinstance(decision, str):
-        lines += ["", decision]
-    elif decision is not None:
-        lines += ["", f"## Gate: version {decision.candidate} against {decision.champion or 'no champion'}", "",
-                  "| check | passed | |", "|---|---|---|",
-                  *(f"| {check.name} | {'yes' if check.passed else '**no**'} | {check.sentence} |"
-                    for check in decision.checks)]  # fmt: skip
-        lines += ["", f"**Version {decision.candidate} is champion.**" if promoted else "The champion stays as it was."]
-    return "\n".join(lines)
+                  *(f"| {name} | `{value}` |" for name, value in reproduced.tags.items()), ""]  # fmt: skip
+    return "\n".join(lines + judgement(decision, said))
 
+
+def judgement(decision: Decision | str | None, said: str) -> list[str]:
+    """The gate's part of a page: every check, and what came of it."""
+    if decision is None or isinstance(decision, str):
+        return [*([decision, ""] if decision else []), f"**{said[:1].upper()}{said[1:]}.**"]
+    return [f"## Gate: version {decision.candidate} against {decision.champion or 'no champion'}", "",
+            "| check | passed | |", "|---|---|---|",
+            *(f"| {check.name} | {'yes' if check.passed else '**no**'} | {check.sentence} |"
+              for check in decision.checks), "", f"**{said[:1].upper()}{said[1:]}.**"]  # fmt: skip

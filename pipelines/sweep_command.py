@@ -46,12 +46,13 @@ def _through_prefect(params: Params, settings: Settings, *, detach: bool) -> Non
     """The sweep is a run of the deployment `sweep`; what it found is read from MLflow."""
     from pipelines.flows import client
 
-    run = client.start("sweep/sweep", parameters={"params": params.model_dump(mode="json")})
+    name = require_sweep(params).name
+    run = client.start("sweep/sweep", parameters={"params": params.model_dump(mode="json")}, flow_run_name=name)
     console.console.print(f"Prefect  {client.page(run.id)}", highlight=False, soft_wrap=True)
     if detach:
         return
     try:
-        with console.progress(f"sweep {require_sweep(params).name}", 100) as update:
+        with console.progress(f"sweep {name}", 100) as update:
             while not client.ended(run := client.look(run.id)):
                 percent, said = client.progress(run.id)
                 update(int(percent), details=said or run.state_name or "")
@@ -63,7 +64,9 @@ def _through_prefect(params: Params, settings: Settings, *, detach: bool) -> Non
         message = " ".join((run.state.message or "").split())[:500] if run.state else ""
         raise ServiceError(f"the sweep ended as {run.state_name}: {message} ({client.page(run.id)}); "
                            "`coop sweep` again does what is missing")  # fmt: skip
-    print_outcome(sweep(params, settings, _nothing_more), settings)
+    outcome = sweep(params, settings, _nothing_more)
+    outcome.standing.found = 0  # on record since just now
+    print_outcome(outcome, settings)
 
 
 def _nothing_more(groups: Sequence[Sequence[Order]], on_event: Callable[[dict[str, Any]], object]) -> None:

@@ -39,7 +39,8 @@ def print_outcome(outcome: Outcome, settings: Settings) -> None:
     runs = [result.run_id for row in outcome.rows for result in row.results]
     run_page, compare_page = sweep_links(settings, outcome.run_id, runs)
     lines_below = [
-        f"{len(standing.results)} trials, {standing.found} of them on record before, {len(standing.failures)} failed",
+        f"{len(standing.results)} trials" + (f", {standing.found} of them on record before" if standing.found else "")
+        + f", {len(standing.failures)} failed",
         *(f"failed      {reason}" for reason in sorted(set(standing.failures.values()))),
         f"winner      {describe(best)}: validation {_percent(best, 'val_accuracy')}, test {_percent(best, 'accuracy')}",
         f"make it     git apply {patch} && dvc repro" if outcome.values
@@ -47,7 +48,7 @@ def print_outcome(outcome: Outcome, settings: Settings) -> None:
         f"files       {', '.join(str(path) for path in outcome.files)}",
         f"MLflow      {run_page}",
         f"compare     {compare_page}",
-        *([] if settings.tracking_uri.startswith("http") else ["            (both after `make ui`)"]),
+        *([] if settings.tracking_uri.startswith("http") else ["            (after `make ui` or `make up`)"]),
     ]  # fmt: skip
     for line_below in lines_below:
         console.console.print(line_below, highlight=False, soft_wrap=True, markup=False)

@@ -65,8 +65,8 @@ def find_experiment(client: Any, settings: Settings, name: str) -> str:
 
 
 def server_address(settings: Settings) -> str:
-    """The server's address, or the one that `make ui` gives it."""
-    server = settings.tracking_uri if settings.tracking_uri.startswith("http") else "http://127.0.0.1:5000"
+    """The server's address, or the one that `make ui` and `make up` give it."""
+    server = settings.tracking_uri if settings.tracking_uri.startswith("http") else f"http://127.0.0.1:{settings.mlflow_port}"
     return server.rstrip("/")
 
 

@@ -14,7 +14,7 @@ from pipelines import paths
 from pipelines.console import prepare
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.promotion import promote as promote_now
-from pipelines.retraining import judged, summary
+from pipelines.retraining import judged, judgement
 from pipelines.settings import Settings, load_settings
 
 
@@ -32,32 +32,32 @@ def promote(version: int | None = None) -> str:
     prepare()
     end_with_worker()
     decision, said = decide_and_promote(load_settings(), str(version) if version else None)
-    create_markdown_artifact(summary(None, decision, said == "promoted"), key="promotion")
+    create_markdown_artifact("\n".join(judgement(decision, said)), key="promotion")
     return said
 
 
 def decide_and_promote(settings: Settings, version: str | None) -> tuple[Decision | str, str]:
-    """-> the gate's decision, and in a word what came of it: promoted, refused, declined, no answer, nothing to do."""
+    """-> the gate's decision, and in few words what came of it."""
     gate, logger = load_params(paths.PARAMS).gate, get_run_logger()
     decision = judged(settings, gate.policy(), version)
     if isinstance(decision, str):
         logger.info(decision)
-        return decision, "nothing to do"
+        return decision, "nothing to promote"
     for check in decision.checks:
         logger.log(logging.INFO if check.passed else logging.WARNING, "%s: %s", check.name, check.sentence)
     if not decision.promote:
-        return decision, "refused"
+        return decision, f"version {decision.candidate} was refused by the gate"
     by = "gate"
     if gate.approval_minutes:
         answer = _ask(decision, gate.approval_minutes)
         if answer is None or not answer.approve:
-            said = "no answer" if answer is None else f"declined by {answer.name or 'a person'}"
-            logger.warning("version %s is not promoted: %s", decision.candidate, said)
-            return decision, said
+            who = "nobody answered in time" if answer is None else f"{answer.name or 'a person'} declined"
+            return decision, f"version {decision.candidate} was not promoted: {who}"
         by = answer.name or "a person, in Prefect"
     # Judged again under the promotion's claim: the champion may have changed meanwhile.
     decision = promote_now(settings, gate.policy(), version=decision.candidate, by=by)
-    return decision, "promoted" if decision.promote else "refused"
+    word = "is champion" if decision.promote else "was refused by the gate, which had passed it before"
+    return decision, f"version {decision.candidate} {word}"
 
 
 def _ask(decision: Decision, minutes: int) -> Approval | None:

@@ -3,7 +3,10 @@
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact
 
+from coop_core.params import load_params
+from pipelines import paths
 from pipelines.console import prepare
+from pipelines.flows import client
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.flows.promote import decide_and_promote
 from pipelines.retraining import alone, reproduce, summary, waits_for_judgement
@@ -12,18 +15,23 @@ from pipelines.settings import load_settings
 
 @flow(name="retrain", log_prints=False)
 def retrain() -> str:
-    """Retrain in this workspace if a data source, a parameter or the code changed, and promote what passes the gate."""
+    """Retrain in this workspace if a data source, a parameter or the code changed, and promote what passes the gate.
+
+    Where params.yaml wants a person's yes, a run of `promote` asks for it, so that the workspace is free meanwhile.
+    """
     prepare()
     end_with_worker()
     logger, settings = get_run_logger(), load_settings()
+    decision, said = None, "nothing had changed"
     with alone(settings):
         reproduced = reproduce(settings, flow_run=str(runtime.flow_run.id))
-        waiting = reproduced.version if reproduced else waits_for_judgement(settings)
-        if waiting is None:
-            logger.info("nothing had changed")
-            create_markdown_artifact(summary(None, None, False), key="retraining")
-            return "nothing had changed"
-        decision, said = decide_and_promote(settings, waiting)
-        create_markdown_artifact(summary(reproduced, decision, said == "promoted"), key="retraining")
-    logger.info("version %s: %s", waiting, said)
+        version = reproduced.version if reproduced else waits_for_judgement(settings)
+        if version is not None and load_params(paths.PARAMS).gate.approval_minutes:
+            asked = {"version": int(version)}
+            run = client.start("promote/promote", parameters=asked, flow_run_name=f"version {version}")
+            said = f"version {version} waits for the gate and a person: {client.page(run.id)}"
+        elif version is not None:
+            decision, said = decide_and_promote(settings, version)
+    create_markdown_artifact(summary(reproduced, decision, said), key="retraining")
+    logger.info(said)
     return said

@@ -36,7 +36,7 @@ def main() -> None:
         f"registered  {tracked.model_name} version {tracked.model_version}, alias candidate\n"
         f"report      {paths.REPORT / 'report.html'}\n"
         f"MLflow      {run_link(tracked, settings)}"
-        + ("" if settings.tracking_uri.startswith("http") else "  (after `make ui`)")
+        + ("" if settings.tracking_uri.startswith("http") else "  (after `make ui` or `make up`)")
         + "\npredict     coop predict IMAGE...",
         highlight=False,
         soft_wrap=True,
