@@ -1,5 +1,6 @@
 """Prefect's server, asked by us: starting runs of our deployments, looking at them, cancelling them."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from pipelines.tracking_trials import trial_states
 from pipelines.trainer import Order
 
 _LOOK_SECONDS = 3.0
+_GROUPS = 3
+"""Groups of trials a run: starting a run and its trainer costs about as much as training a small group."""
 _WAITING = 20
 """Runs of trials that stand in the queue at once; a longer queue slows the server for everybody."""
 _ENDED = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED}
@@ -74,25 +77,28 @@ class DeployedTrainers:
         self.settings, self.sweep_run = settings, sweep_run
 
     def __call__(self, groups: Sequence[Sequence[Order]], on_event: Callable[[dict[str, Any]], object]) -> None:
-        todo = [(list(group), 1) for group in groups]
-        running: dict[UUID, tuple[list[Order], int]] = {}
+        todo: list[tuple[Sequence[Sequence[Order]], int]] = [
+            (groups[start : start + _GROUPS], 1) for start in range(0, len(groups), _GROUPS)
+        ]
+        running: dict[UUID, tuple[Sequence[Sequence[Order]], int]] = {}
         open_keys = {order.key for group in groups for order in group}
         begun = time.time()
         try:
             while todo or running:
                 while todo and len(running) < _WAITING:
-                    orders, attempt = todo.pop(0)
-                    running[self._start(orders, attempt)] = (orders, attempt)
+                    together, attempt = todo.pop(0)
+                    running[self._start(together, attempt)] = (together, attempt)
                 time.sleep(_LOOK_SECONDS)
                 ended = {run.id: run for run in self._look(list(running)) if run.state_type in _ENDED}
                 self._report(groups, open_keys, begun, on_event)
                 for run_id, run in ended.items():
-                    orders, attempt = running.pop(run_id)
-                    left = [order for order in orders if order.key in open_keys]
+                    together, attempt = running.pop(run_id)
+                    left = [[order for order in group if order.key in open_keys] for group in together]
+                    left = [group for group in left if group]
                     if left and run.state_type == StateType.CRASHED and attempt < ATTEMPTS:
                         todo.append((left, attempt + 1))
                         continue
-                    for order in left:
+                    for order in itertools.chain(*left):
                         open_keys.discard(order.key)
                         reason = f"its run {run.name} ended as {run.state_name}"
                         on_event({"event": "failed", "key": order.key, "reason": reason})
@@ -100,13 +106,12 @@ class DeployedTrainers:
             if running:
                 cancel(list(running))
 
-    def _start(self, orders: list[Order], attempt: int) -> UUID:
-        name = f"{orders[0].tags.get('coop.sweep_name', 'trials')}: {orders[0].name}"
+    def _start(self, groups: Sequence[Sequence[Order]], attempt: int) -> UUID:
+        first, more = groups[0][0], sum(map(len, groups)) - 1
         run = start(
-            "trials/trials", parameters={"orders": [asdict(order) for order in orders]}, as_subflow=True,
-            flow_run_name=f"{name} and {len(orders) - 1} more" if len(orders) > 1 else name,
-            tags=[TRIALS, f"{_SWEEP}{self.sweep_run}"],
-            idempotency_key=f"{self.sweep_run}/{orders[0].key}/{attempt}",
+            "trials/trials", parameters={"groups": [[asdict(order) for order in group] for group in groups]},
+            flow_run_name=first.name + (f", and {more} more" if more else ""), as_subflow=True,
+            tags=[TRIALS, f"{_SWEEP}{self.sweep_run}"], idempotency_key=f"{self.sweep_run}/{first.key}/{attempt}",
         )  # fmt: skip
         return run.id
 

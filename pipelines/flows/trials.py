@@ -1,4 +1,4 @@
-"""Trials flow: a group of trials -> one trainer on this worker's device. Runs in the pool `gpu`."""
+"""Trials flow: groups of trials -> one trainer on this worker's device. Runs in the pool `gpu`."""
 
 from typing import Any
 
@@ -13,12 +13,13 @@ from pipelines.trainers import LocalTrainers, Slot
 
 
 @flow(name="trials", log_prints=False)
-def trials(orders: list[dict[str, Any]]) -> dict[str, str]:
-    """Train a group side by side -> reasons of those that failed, by trial key. What they score is in MLflow."""
+def trials(groups: list[list[dict[str, Any]]]) -> dict[str, str]:
+    """Train each group side by side -> reasons of those that failed, by trial key. What they score is in MLflow."""
     prepare()
     end_with_worker()
     logger, settings = get_run_logger(), load_settings()
-    names = {order["key"]: order["name"] for order in orders}
+    orders = [[Order(**order) for order in group] for group in groups]
+    names = {order.key: order.name for group in orders for order in group}
     failed: dict[str, str] = {}
 
     def hear(event: dict[str, Any]) -> None:
@@ -32,5 +33,5 @@ def trials(orders: list[dict[str, Any]]) -> dict[str, str]:
             logger.info("%s: MLflow run %s", name, event["run_id"])
 
     folder = settings.cache_folder / paths.TRAINER_LOGS / "workers"
-    LocalTrainers(settings, [Slot(None, None)], log_folder=folder)([[Order(**order) for order in orders]], hear)
+    LocalTrainers(settings, [Slot(None, None)], log_folder=folder)(orders, hear)
     return failed

@@ -1,0 +1,179 @@
+"""Retraining: stops early, goes on after a kill, says what a stage said; and a flow does not outlive its worker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from coop_core.errors import ServiceError
+from coop_core.gate import Check, Decision
+from pipelines import retraining
+from pipelines.retraining import alone, judgement, reproduce, summary, waits_for_judgement
+from pipelines.settings import Settings
+from pipelines.tracking import CANDIDATE, CHAMPION, GATE
+from pipelines.tracking_server import connected
+
+DVC = """
+import json, os, sys
+from pathlib import Path
+with open("called", "a") as file:
+    file.write(" ".join(sys.argv[1:]) + " " + os.environ.get("COOP_FLOW_RUN", "") + "\\n")
+if sys.argv[1] == "status":
+    print("a warning of DVC's")
+    print(Path("changed.json").read_text())
+if sys.argv[1] == "config" and Path("remote").exists():
+    print("storage")
+if sys.argv[1] == "repro" and Path("broken").exists():
+    print("error: split.shots 16 needs 16 training images a class", flush=True)
+    print("ERROR: failed to reproduce 'split': exited with 2")
+    sys.exit(1)
+"""
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One SQLite file for all tests: making its tables takes seconds."""
+    return tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+
+@pytest.fixture
+def settings(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A workspace whose DVC does nothing but say so."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.py").write_text(DVC)
+    monkeypatch.setattr(retraining, "_DVC", (sys.executable, str(tmp_path / "dvc.py")))
+    (tmp_path / "dvc.lock").write_text("stages: {}")
+    (tmp_path / "data/raw").mkdir(parents=True)
+    (tmp_path / "data/raw/dataset.json").write_text(json.dumps({"digest": "images"}))
+    (tmp_path / "artifacts").mkdir()
+    return Settings(_env_file=None, tracking_uri=f"sqlite:///{database}", cache_folder=tmp_path / ".cache",
+                    registered_model=tmp_path.name)  # fmt: skip
+
+
+@pytest.fixture
+def register(settings: Settings, tmp_path: Path) -> Callable[..., str]:
+    """A run with a version, the candidate, as the track stage leaves them."""
+
+    def make() -> str:
+        with connected(settings) as mlflow:
+            client, name = mlflow.MlflowClient(), settings.registered_model
+            experiment = client.get_experiment_by_name(name)
+            number = experiment.experiment_id if experiment else client.create_experiment(
+                name, (tmp_path / "mlruns").as_uri()
+            )  # fmt: skip
+            run = client.create_run(number)
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name)
+            version = str(client.create_model_version(name, run.info.artifact_uri, run.info.run_id).version)
+            client.set_tag(run.info.run_id, "coop.version", version)
+            client.set_registered_model_alias(name, CANDIDATE, version)
+        tracked = {"run_id": run.info.run_id, "model_version": version}
+        (tmp_path / "artifacts/tracked.json").write_text(json.dumps(tracked))
+        return version
+
+    return make
+
+
+def changed(*stages: str) -> None:
+    Path("changed.json").write_text(json.dumps({stage: [] for stage in stages}))
+
+
+def called() -> list[str]:
+    return [line.split()[0] for line in Path("called").read_text().splitlines()]
+
+
+def test_nothing_changed_stops_early(settings):
+    changed()
+    assert reproduce(settings) is None
+    assert called() == ["update", "status"]
+
+
+def test_what_changed_is_run_pushed_and_tied_together(settings, register):
+    changed("data.dvc", "download")
+    Path("remote").touch()
+    version = register()
+
+    found = reproduce(settings, flow_run="flow-7")
+
+    assert called() == ["update", "status", "repro", "config", "push"]
+    assert "repro flow-7" in Path("called").read_text()
+    assert (found.version, found.changed, found.pushed) == (version, ["data.dvc", "download"], True)
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        tags = client.get_run(found.run_id).data.tags
+        assert client.get_model_version(settings.registered_model, version).tags == found.tags
+    assert {name: tags[name] for name in found.tags} == found.tags
+    assert (found.tags["prefect.flow_run_id"], found.tags["dataset_digest"]) == ("flow-7", "images")
+
+
+def test_without_a_remote_nothing_is_pushed(settings, register):
+    changed("train")
+    register()
+    assert not reproduce(settings).pushed
+    assert "push" not in called()
+
+
+def test_a_stage_that_refuses_is_heard(settings):
+    changed("split")
+    Path("broken").touch()
+    with pytest.raises(ServiceError, match=r"dvc repro failed: split.shots 16 needs 16 training images .*dvc.log"):
+        reproduce(settings)
+
+
+def test_one_retraining_at_a_time_in_a_workspace(settings):
+    with alone(settings), pytest.raises(ServiceError, match="another retraining is under way"), alone(settings):
+        pass
+    with alone(settings):
+        pass
+
+
+def test_a_candidate_that_no_gate_has_judged_is_found_again(settings, register):
+    assert waits_for_judgement(settings) is None
+    version = register()
+    assert waits_for_judgement(settings) == version
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        client.set_registered_model_alias(settings.registered_model, CHAMPION, version)
+        assert waits_for_judgement(settings) is None
+        other = register()
+        client.set_model_version_tag(settings.registered_model, other, GATE, "refused")
+    assert waits_for_judgement(settings) is None
+
+
+def test_the_summary_shows_what_was_made_and_every_check():
+    made = retraining.Reproduced("run", "3", ["train"], True, {"dvc_lock": "abc"})
+    checks = (Check("gain over zero-shot", True, 0.2, 0.0, "a"), Check("no class falls", False, 0.3, 0.1, "b falls"))
+    decision = Decision(False, "3", "2", checks)
+
+    page = summary(made, decision, "version 3 was refused by the gate")
+
+    assert "version **3**" in page
+    assert "| dvc_lock | `abc` |" in page
+    assert "| no class falls | **no** | b falls |" in page
+    assert page.endswith("**Version 3 was refused by the gate.**")
+    assert judgement("version 3 is the champion already", "nothing to promote")[-1] == "**Nothing to promote.**"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_flow_ends_with_the_worker_that_started_it(tmp_path, number):
+    flow = "import time\nfrom pipelines.flows.lifeline import end_with_worker\nend_with_worker()\n" \
+           "print('up', flush=True)\ntime.sleep(600)"  # fmt: skip
+    worker = f"import subprocess, sys\np = subprocess.Popen([sys.executable, '-c', {flow!r}])\n" \
+             "print(p.pid, flush=True)\np.wait()"  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    started = subprocess.Popen([sys.executable, "-c", worker], stdout=subprocess.PIPE, text=True, env=environment)
+    with started as process:
+        pid = int(process.stdout.readline())
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(number)
+    until = time.monotonic() + 15
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
