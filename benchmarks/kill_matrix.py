@@ -164,7 +164,7 @@ def services(playground: Playground) -> Iterator[None]:
 def kill_sweep(playground: Playground, row: Row, *, local: bool) -> None:
     """A sweep is under way; its victim is killed; the sweep is given again where it did not end well."""
     words = ("sweep", "--local") if local else ("sweep",)
-    playground.params(epochs=250)
+    playground.params(epochs=150)
     begun = 1000 * time.time()
     command = playground.coop(*words)
     wait_for(lambda: playground.runs("attributes.status = 'RUNNING' and tags.`coop.trial` != ''"), "a trial", command)
@@ -191,7 +191,7 @@ def kill_sweep(playground: Playground, row: Row, *, local: bool) -> None:
 def kill_retraining(playground: Playground, row: Row) -> None:
     from pipelines.flows import client
 
-    playground.params(epochs=250)
+    playground.params(epochs=150)
     run = client.start("retrain/retrain", parameters={})
     stage = "pipelines.stages.track" if row.victim == "track-stage" else "pipelines.stages.train"
     wait_for(lambda: playground.processes(stage), "the stage")

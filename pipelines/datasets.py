@@ -19,6 +19,8 @@ def bring_dataset(
     params: DatasetParams, target: Path, settings: Settings, *, progress: Callable[..., None] = lambda *done: None
 ) -> Dataset:
     """Fetch, check and write into `target`, which is emptied first."""
+    if not paths.SOURCE.exists() and Path(params.source).is_relative_to(paths.SOURCE):
+        raise DatasetError(f"{params.source} is not here yet: `dvc repro data.dvc` brings {paths.SOURCE}")
     card, beside = read_source(Path(params.source))
     folder = fetch_card(card, beside, cache=settings.cache_folder / paths.DOWNLOADS, settings=settings)
     shutil.rmtree(target, ignore_errors=True)

@@ -70,6 +70,7 @@ def trainer_environment(*, device: str | None, threads: int | None) -> dict[str,
 
 def use_prefect(api_url: str, home: Path) -> None:
     """Point Prefect's client at a server; before prefect is first imported. A person's own profile is left alone."""
+    home.mkdir(parents=True, exist_ok=True)
     os.environ["PREFECT_API_URL"] = api_url
     os.environ["PREFECT_HOME"] = str(home.absolute())
     os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+SOURCE = Path("data/source")
 RAW = Path("data/raw")
 SPLIT = Path("artifacts/split.json")
 FEATURES = Path("artifacts/features")

@@ -143,7 +143,7 @@ def _run_trials(
     digests: dict[str, str] = {}
     standing = Standing()
     judged: dict[str, float] = {}
-    tags = {"coop.sweep_name": require_sweep(params).name, "method": params.method.name}
+    tags = {"coop.sweep_name": require_sweep(params).name}
     while choices := next_choices(params, judged):
         by_key: dict[str, Trial] = {}
         for trial in trials(params, choices):
@@ -157,7 +157,8 @@ def _run_trials(
         missing = {key: trial for key, trial in by_key.items() if key not in standing.results}
         orders = {
             key: Order(key, trial.name, trial.params.of_run(), _digest(trial, digests, settings), code, run_id,
-                       {**tags, "shots": str(trial.params.split.shots), "seed": str(trial.params.seed)})
+                       {**tags, "method": trial.params.method.name, "shots": str(trial.params.split.shots),
+                        "seed": str(trial.params.seed)})
             for key, trial in missing.items()
         }  # fmt: skip
         if orders:

@@ -267,6 +267,12 @@ def test_a_run_that_was_not_finished_is_no_result(settings):
     assert len(finished_trials(settings, code=code)) == len(before) - 1
 
 
+def test_a_fresh_clone_is_told_what_brings_the_data_sources(settings):
+    dataset = params().dataset.model_copy(update={"source": "data/source/fashion-mnist.yaml"})
+    with pytest.raises(DatasetError, match=r"not here yet: `dvc repro data.dvc` brings data/source"):
+        cached_dataset(dataset, settings)
+
+
 def test_a_machine_with_other_images_refuses_the_sweeps_data_set(settings, tmp_path):
     wanted = cached_dataset(params().dataset, settings)
     assert expected_dataset(wanted.digest, params().dataset, settings).digest == wanted.digest
