@@ -111,9 +111,12 @@ class ImageTransform:
         return self.training_view(image, random.Random(entropy))
 
     def _normalise(self, image: Image.Image) -> np.ndarray:
-        pixels: np.ndarray = np.asarray(image, dtype=np.float32) / 255.0          # (size, size, 3)
-        pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (self.mean, self.std))
+        pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")  # (3, size, size)
+        pixels /= 255.0
+        pixels -= mean
+        pixels /= std
+        return pixels
 
 
 def _random_crop(width: int, height: int, rng: random.Random) -> tuple[float, float, float, float]:

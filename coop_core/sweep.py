@@ -19,6 +19,8 @@ from coop_core.params import Params, Range, SweepParams, flat, parse_params, pos
 
 Values = dict[str, Any]
 """By dotted parameter name, such as {"train.learning_rate": 0.02}."""
+_NO_RESULT = {"dataset.source", "features.batch_size", "engine.max_memory"}
+"""Parameters that change where, how fast and in how much memory, and no result beyond rounding."""
 _TOGETHER = 4
 """Choices that tpe draws before it looks at results again."""
 
@@ -36,8 +38,12 @@ class Trial:
                           f"seed {self.params.seed}"])  # fmt: skip
 
     def key(self, *, dataset_digest: str, code: str) -> str:
-        """What decides the result: every parameter, the images and the code; the same key is never trained twice."""
-        return digest_json([self.params.of_run(), dataset_digest, code])
+        """What decides the result: parameters, images and code; the same key is never trained twice.
+
+        Weights are known by their names in `backbone`, not by content.
+        """
+        leaves = {name: value for name, value in flat(self.params.of_run()).items() if name not in _NO_RESULT}
+        return digest_json([leaves, dataset_digest, code])
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ class TrialRunner:
 
         def compute() -> Tensor:
             self.store_folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory() as folder, (self.store_folder / "computing.lock").open("w") as lock:
+            lock = (self.store_folder / "computing.lock").open("w")
+            with lock, tempfile.TemporaryDirectory(dir=self.store_folder) as folder:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 target = Path(folder) / "features.npy"
                 extract_features(

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from coop_core.params import DatasetParams
 from pipelines import paths
 from pipelines.settings import Settings
 from pipelines.storage import fetch_card
+
+_STALE_SECONDS = 86_400
 
 
 def bring_dataset(
@@ -33,6 +36,9 @@ def cached_dataset(params: DatasetParams, settings: Settings) -> Dataset:
     """As it is now, below the cache folder in a place named by its content."""
     cache = settings.cache_folder / paths.DATASETS
     cache.mkdir(parents=True, exist_ok=True)
+    for left in cache.glob(".partial-*"):  # by a kill; another process may be at work in a younger one
+        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as partial:
         arrived = Path(partial) / "dataset"
         target = cache / bring_dataset(params, arrived, settings).digest[:32]

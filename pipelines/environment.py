@@ -10,6 +10,7 @@ _QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TQDM_DISABLE": "1",
 }
@@ -75,3 +76,13 @@ def use_prefect(api_url: str, home: Path) -> None:
     os.environ["PREFECT_HOME"] = str(home.absolute())
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+
+
+def is_service() -> bool:
+    """Whether this process was started by the services of `make up`, below a supervisor."""
+    return SERVICE_OF in os.environ
+
+
+def service_name() -> str:
+    """What the supervisor calls the service this process belongs to, such as gpu-worker-0."""
+    return os.environ.get("SUPERVISOR_PROCESS_NAME", "worker")

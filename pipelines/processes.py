@@ -19,6 +19,8 @@ from typing import IO
 
 from pipelines.environment import inherited_environment
 
+_LOG_BYTES = 20_000_000
+"""A log over this size begins anew."""
 _GRACE_SECONDS = 5.0
 """Between asking a group to end and killing it."""
 
@@ -31,7 +33,8 @@ class Group:
     ) -> None:
         """Output goes to the log file; with `talk`, lines can be written to the command and read from it instead."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log.open("ab")
+        full = log.exists() and log.stat().st_size > _LOG_BYTES
+        self._log = log.open("wb" if full else "ab")
         self._ending = threading.Lock()
         held, self._held = os.pipe()
         with os.fdopen(held, "rb"):
@@ -94,6 +97,9 @@ class Group:
             _signal_group(self.process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(_GRACE_SECONDS)
+        until = time.monotonic() + _GRACE_SECONDS
+        while _exists(self.process.pid) and time.monotonic() < until:  # a stage may still be closing its run
+            time.sleep(0.05)
         _signal_group(self.process.pid, signal.SIGKILL)
         self.process.wait()
         os.close(self._held)
@@ -109,16 +115,30 @@ def guard(held: int, words: Sequence[str]) -> int:
     child = subprocess.Popen(words)  # the pipe stays here
     signal.signal(signal.SIGTERM, lambda number, frame: None)  # the group has it too; what the command says counts
     signal.signal(signal.SIGINT, lambda number, frame: None)
-    threading.Thread(target=_kill_when_closed, args=(held,), daemon=True).start()
+    closing = threading.Event()
+    watch = threading.Thread(target=_kill_when_closed, args=(held, closing), daemon=True)
+    watch.start()
     status = child.wait()
+    if closing.is_set():  # the others of the group may need longer than the command
+        watch.join()
     return 128 - status if status < 0 else status
 
 
-def _kill_when_closed(held: int) -> None:
+def _kill_when_closed(held: int, closing: threading.Event) -> None:
     os.read(held, 1)  # returns when nobody holds the other end
+    closing.set()
     os.killpg(0, signal.SIGTERM)
     time.sleep(_GRACE_SECONDS)
     os.killpg(0, signal.SIGKILL)
+
+
+def _exists(leader: int) -> bool:
+    """Whether anything is left of a group."""
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _signal_group(leader: int, number: int) -> None:

@@ -14,6 +14,7 @@ from pipelines.settings import Settings
 from pipelines.tracking import (
     CANDIDATE,
     CHAMPION,
+    Claim,
     RegisteredVersion,
     claim_promotion,
     fetch_evaluation,
@@ -40,8 +41,7 @@ def promote(
     with claim_promotion(settings, by=by) as claim:
         candidate, champion, decision = _judge(settings, policy, version, compare)
         if decision.promote:
-            claim.confirm()
-            _move(candidate, champion, "promote", settings, by, decision.as_dict())
+            _move(candidate, champion, "promote", settings, claim, by, decision.as_dict())
     return decision
 
 
@@ -78,14 +78,16 @@ def rollback(settings: Settings) -> tuple[str, str]:
         When there is no champion, or none before it.
     """
     by = getpass.getuser()
-    with claim_promotion(settings, by=by) as claim:
-        champion = _find(CHAMPION, settings)
-        before = previous_champion(history(settings), champion.number)
+    with claim_promotion(settings, by=by, at_once=True) as claim:
+        champion, events = _find(CHAMPION, settings), history(settings)
+        if events and champion.number not in {event["version"] for event in events}:
+            raise GateError(f"version {champion.number} was made champion outside coop, so what was before it is not "
+                            "on record: name the one to go back to with `coop promote --version`")  # fmt: skip
+        before = previous_champion(events, champion.number)
         if before is None:
             raise GateError(f"version {champion.number} is the first champion: promote another with `coop promote`")
         version = _find(before, settings)
-        claim.confirm()
-        _move(version, champion, "rollback", settings, by, None)
+        _move(version, champion, "rollback", settings, claim, by, None)
     return champion.number, before
 
 
@@ -108,6 +110,14 @@ def previous_champion(events: list[dict[str, Any]], champion: str) -> str | None
         if event["carried_out"] and event["action"] == "promote" and event["version"] == champion:
             return event["previous"]
     return None
+
+
+def was_champion(settings: Settings, number: str) -> bool:
+    """Whether a version answered before and does not now: it was replaced, or rolled back."""
+    champion = find_version(CHAMPION, settings)
+    if champion is not None and champion.number == number:
+        return False
+    return any(event["carried_out"] and number in (event["version"], event["previous"]) for event in history(settings))
 
 
 def fetch_answers(version: RegisteredVersion, settings: Settings) -> Answers:
@@ -141,6 +151,7 @@ def _move(
     champion: RegisteredVersion | None,
     action: str,
     settings: Settings,
+    claim: Claim,
     by: str,
     decision: dict[str, Any] | None,
 ) -> None:
@@ -152,7 +163,7 @@ def _move(
         "by": by,
         "decision": decision,
     }
-    set_champion(version, event, settings)
+    set_champion(version, event, settings, claim)
 
 
 def _time() -> str:

@@ -18,9 +18,9 @@ from coop_core.files import digest_file, read_json
 from coop_core.gate import Decision, Policy
 from pipelines import paths
 from pipelines.processes import Group
-from pipelines.promotion import judge
+from pipelines.promotion import judge, was_champion
 from pipelines.settings import Settings
-from pipelines.tracking import CANDIDATE, CHAMPION, find_version, tie_run
+from pipelines.tracking import CANDIDATE, CHAMPION, find_version, is_tied, tie_run
 
 log = logging.getLogger(__name__)
 
@@ -58,20 +58,22 @@ def alone(settings: Settings) -> Iterator[None]:
 
 
 def reproduce(settings: Settings, *, flow_run: str | None = None) -> Reproduced | None:
-    """Look at the sources, run what has changed, push -> what came of it, or None when nothing had changed.
+    """Look at the sources, run what has changed, push and tie -> what came of it, or None when all that was done.
+
+    A frozen data.dvc is a choice and is left as it is.
 
     Raises
     ------
     ServiceError
         When DVC fails, with its last line; what was finished is kept.
     """
-    dvc("update", "data.dvc", settings=settings)
     changed = changed_stages(settings)
-    if not changed:
-        return None
-    log.info("changed: %s", ", ".join(changed))
-    dvc("repro", settings=settings, flow_run=flow_run)
+    if changed:
+        log.info("changed: %s", ", ".join(changed))
+        dvc("repro", settings=settings, flow_run=flow_run)
     tracked = read_json(paths.TRACKED)
+    if not changed and is_tied(tracked["run_id"], settings):
+        return None
     tags = {
         "dvc_lock": digest_file(LOCK),
         "dataset_digest": read_json(paths.RAW / "dataset.json")["digest"],
@@ -95,11 +97,12 @@ def changed_stages(settings: Settings) -> list[str]:
 
 
 def waits_for_judgement(settings: Settings) -> str | None:
-    """The candidate's number when no gate has judged it, as after a retraining that was cut off."""
+    """The candidate's number when its judgement was not carried out, as after a retraining that was cut off."""
     candidate, champion = find_version(CANDIDATE, settings), find_version(CHAMPION, settings)
-    if candidate is None or candidate.gate is not None or candidate == champion:
+    if candidate is None or (champion and champion.number == candidate.number):
         return None
-    return candidate.number
+    open_still = candidate.gate in (None, "passed")  # passed, and cut off before the alias moved or anybody answered
+    return candidate.number if open_still and not was_champion(settings, candidate.number) else None
 
 
 def judged(settings: Settings, policy: Policy, version: str | None) -> Decision | str:

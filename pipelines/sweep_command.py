@@ -16,6 +16,8 @@ from pipelines.trainer import Order
 from pipelines.trainers import LocalTrainers, local_slots
 
 _LOOK_SECONDS = 2.0
+_PATIENCE_SECONDS = 180.0
+"""How long a server may be away while a sweep is followed."""
 
 
 def run_sweep(settings: Settings, *, local: bool, jobs: int | None, detach: bool) -> None:
@@ -53,7 +55,7 @@ def _through_prefect(params: Params, settings: Settings, *, detach: bool) -> Non
         return
     try:
         with console.progress(f"sweep {name}", 100) as update:
-            while not client.ended(run := client.look(run.id)):
+            while not client.ended(run := client.look(run.id, patience=_PATIENCE_SECONDS)):
                 percent, said = client.progress(run.id)
                 update(int(percent), details=said or run.state_name or "")
                 time.sleep(_LOOK_SECONDS)

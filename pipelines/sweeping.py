@@ -5,10 +5,12 @@ caller's choice: `execute` takes groups of orders and reports events (see `pipel
 """
 
 import csv
+import fcntl
 import io
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from coop_core import pictures
 from coop_core.errors import ServiceError
 from coop_core.files import write_text
-from coop_core.params import Params, flat, patch
+from coop_core.params import Params, flat, load_params, patch
 from coop_core.sweep import (
     Result,
     Row,
@@ -116,25 +118,54 @@ def sweep(
     ServiceError
         When more trials fail than sweep.max_failed allows; what is finished is kept.
     """
-    plan, code = require_sweep(params), core_digest()
     check(params)
+    tree = {**params.of_run(), "sweep": require_sweep(params).model_dump()}
+    with alone(settings, sweep_key(tree, core_digest())):
+        return _sweep(params, settings, execute, tree=tree, tags=tags or {}, show=show)
+
+
+@contextmanager
+def alone(settings: Settings, key: str) -> Iterator[None]:
+    """A sweep is run by one process at a time in this workspace; the other is told."""
+    folder = settings.cache_folder / paths.SWEEP_LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / key).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceError("this very sweep is under way here already: wait for it, or stop it") from None
+        yield
+
+
+def _sweep(
+    params: Params, settings: Settings, execute: Execute, *, tree: dict[str, Any], tags: dict[str, str],
+    show: Callable[[Standing], object],
+) -> Outcome:  # fmt: skip
+    plan, code = require_sweep(params), core_digest()
     for lost in reconcile(settings):
         log.info("closed run %s, whose process was gone", lost)
-    tree = {**params.of_run(), "sweep": plan.model_dump()}
     run_id = open_sweep(
         settings, name=plan.name, key=sweep_key(tree, code), params=flat(tree),
-        tags={"code_revision": code_revision(), **(tags or {})},
+        tags={"code_revision": code_revision(), **tags},
     )  # fmt: skip
     try:
         with heartbeat(settings, [run_id]):
             standing = _run_trials(params, settings, execute, run_id=run_id, code=code, show=show)
             return _conclude(params, settings, run_id, standing)
     except Exception as error:
-        close_run(settings, run_id, "FAILED", reason=f"{type(error).__name__}: {error}")
+        _close(settings, run_id, "FAILED", f"{type(error).__name__}: {error}")
         raise
     except BaseException:  # Ctrl-C, or one of Prefect's signals
-        close_run(settings, run_id, "KILLED", reason="stopped")
+        _close(settings, run_id, "KILLED", "stopped")
         raise
+
+
+def _close(settings: Settings, run_id: str, status: str, reason: str) -> None:
+    """Close the sweep's run; where MLflow does not answer, the reconciler will, and the first fault is what is told."""
+    try:
+        close_run(settings, run_id, status, reason=reason)
+    except ServiceError as error:
+        log.warning("the sweep's run stays open for now: %s", error)
 
 
 def _run_trials(
@@ -163,6 +194,8 @@ def _run_trials(
         }  # fmt: skip
         if orders:
             execute(groups(list(orders.values())), _listener(params, standing, by_key, show))
+        if unanswered := set(missing) - set(standing.results) - set(standing.failures):
+            raise ServiceError(f"{len(unanswered)} trials were not answered for: `coop sweep` again does them")
         judged |= {choice_key(choice): float("nan") for choice in choices}
         judged |= scores(params, list(standing.results.values()))
     return standing
@@ -231,7 +264,7 @@ def _conclude(params: Params, settings: Settings, run_id: str, standing: Standin
     best = winner(params, results)
     if best is None:
         raise ServiceError(f"no choice of sweep {plan.name} has all its seeds: `coop sweep` again does what is missing")
-    values, folder = winning_values(params, best), paths.SWEEPS / plan.name
+    values, folder = winning_values(load_params(paths.PARAMS), best), paths.SWEEPS / plan.name
     posed = tasks(plan)
     table = sorted(rows(results), key=lambda row: (posed.index(row.task), -row.mean("val_accuracy")))
     text = paths.PARAMS.read_text(encoding="utf-8")

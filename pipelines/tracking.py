@@ -22,13 +22,12 @@ from typing import Any
 from coop_core.errors import ArtifactError, GateError
 from pipelines.settings import Settings
 from pipelines.tracking_server import (
-    HEARTBEAT,
     compare_page,
     connected,
     find_experiment,
     heartbeat,
-    now,
     server_address,
+    signs_of_life,
 )
 
 log = logging.getLogger(__name__)
@@ -104,7 +103,7 @@ def track(record: RunRecord, settings: Settings) -> Tracked:
             return Tracked(
                 earlier.info.run_id, experiment_id, earlier.data.tags["coop.model"], earlier.data.tags["coop.version"]
             )
-        tags = {**record.tags, "coop.key": record.key, HEARTBEAT: now()}
+        tags = {**record.tags, "coop.key": record.key, **signs_of_life()}
         with (
             mlflow.start_run(experiment_id=experiment_id, run_name=record.name, tags=tags) as run,
             heartbeat(settings, [run.info.run_id]),
@@ -183,7 +182,7 @@ class RegisteredVersion:
     number: str
     run_id: str
     gate: str | None = None
-    """What the gate said last: passed, refused, or nothing yet."""
+    """What the gate said last: passed, refused, declined by a person, not comparable, or nothing yet."""
 
 
 def find_version(reference: str, settings: Settings) -> RegisteredVersion | None:
@@ -209,14 +208,15 @@ def fetch_evaluation(version: RegisteredVersion, settings: Settings, target: Pat
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(target)))
 
 
-def set_champion(version: RegisteredVersion, event: dict[str, Any], settings: Settings) -> None:
-    """Write the event down, then move the alias: no champion changes without a record."""
+def set_champion(version: RegisteredVersion, event: dict[str, Any], settings: Settings, claim: "Claim") -> None:
+    """Write the event down, then move the alias if the claim still holds: no champion changes without a record."""
     with connected(settings) as mlflow:
         client, name = mlflow.MlflowClient(), settings.registered_model
         text = json.dumps(event, indent=1)
         client.log_text(version.run_id, text, f"promotion/{event['time']}.json")
         short = {key: value for key, value in event.items() if key != "decision"}
         client.set_registered_model_tag(name, f"{_EVENT}{event['time']}", json.dumps(short))
+        claim.confirm()
         client.set_registered_model_alias(name, CHAMPION, version.number)
 
 
@@ -230,6 +230,25 @@ def tie_run(run_id: str, tags: dict[str, str], lock: Path, settings: Settings) -
             client.set_tag(run_id, name, value)
             if number is not None:
                 client.set_model_version_tag(settings.registered_model, number, name, value)
+
+
+def is_tied(run_id: str, settings: Settings) -> bool:
+    """Whether `tie_run` was carried out for a run, or can not be: the run is in another server's records."""
+    with connected(settings) as mlflow:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return "dvc_lock" in mlflow.MlflowClient().get_run(run_id).data.tags
+        except MlflowException as error:
+            if error.error_code not in _MISSING:
+                raise
+            return True
+
+
+def mark_judged(number: str, word: str, settings: Settings) -> None:
+    """Say with a version what came of its judgement, so that it is not asked for again."""
+    with connected(settings) as mlflow:
+        mlflow.MlflowClient().set_model_version_tag(settings.registered_model, number, GATE, word)
 
 
 def record_decision(version: RegisteredVersion, time: str, decision: dict[str, Any], settings: Settings) -> None:
@@ -248,7 +267,7 @@ class Claim:
         self._client, self._name, self._token = client, name, token
 
     def confirm(self) -> None:
-        """Just before the alias moves: is the claim still ours?
+        """Is the claim still ours? Asked right before the alias moves.
 
         Raises
         ------
@@ -256,11 +275,16 @@ class Claim:
             When it was taken over, because this process stood still for too long.
         """
         if self._owner() != self._token:
-            raise GateError("this promotion took too long and another took its place: look at `coop history`")
+            raise GateError("another promotion or a rollback took this one's place: look at `coop history`")
 
     def release(self) -> None:
-        if self._owner() == self._token:
-            self._client.delete_registered_model(self._name)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self._owner() == self._token:
+                self._client.delete_registered_model(self._name)
+        except MlflowException as error:  # it gives way by itself; what went wrong before says more
+            log.warning("the claim on the promotion stays for some minutes: %s", error)
 
     def _owner(self) -> str | None:
         found = self._client.search_registered_models(f"name = '{self._name}'")
@@ -268,11 +292,11 @@ class Claim:
 
 
 @contextmanager
-def claim_promotion(settings: Settings, *, by: str) -> Iterator[Claim]:
+def claim_promotion(settings: Settings, *, by: str, at_once: bool = False) -> Iterator[Claim]:
     """One promotion at a time, on whatever machines; the other is told at once.
 
     A registered model of a certain name is made and deleted again: the registry makes it for one caller only. What
-    a killed process left is taken over after some minutes.
+    a killed process left is taken over after some minutes, or now with `at_once`; a living owner then finds out.
 
     Raises
     ------
@@ -284,7 +308,7 @@ def claim_promotion(settings: Settings, *, by: str) -> Iterator[Claim]:
 
         client, name = mlflow.MlflowClient(), f"{settings.registered_model}.promotion"
         earlier = client.search_registered_models(f"name = '{name}'")
-        if earlier and time.time() - earlier[0].creation_timestamp / 1000 > _CLAIM_SECONDS:
+        if earlier and (at_once or time.time() - earlier[0].creation_timestamp / 1000 > _CLAIM_SECONDS):
             client.delete_registered_model(name)
         token = f"{by} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
         try:
@@ -293,8 +317,11 @@ def claim_promotion(settings: Settings, *, by: str) -> Iterator[Claim]:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             holder = next((m.tags.get("owner") for m in client.search_registered_models(f"name = '{name}'")), "another")
+        else:
+            holder = token
+        if holder != token:  # our own, when the answer to our first request was lost and it was sent again
             way_out = f"try again; what a killed one leaves gives way after {_CLAIM_SECONDS / 60:.0f} minutes"
-            raise GateError(f"another promotion is under way, by {holder}: {way_out}") from None
+            raise GateError(f"another promotion is under way, by {holder}: {way_out}")
         claim = Claim(client, name, token)
         try:
             yield claim

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +19,8 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT = "coop.heartbeat"
 """Tag of a run under way: when its process was last alive."""
+OWNER = "coop.owner"
+"""Tag of a run under way: the host and number of its process."""
 BEAT_SECONDS = 20
 
 
@@ -109,6 +113,31 @@ def pages(client: Any, experiment: str, wanted: str) -> Iterator[Any]:
         token = page.token
         if not token:
             return
+
+
+def signs_of_life() -> dict[str, str]:
+    """Tags of a run that begins in this process."""
+    return {HEARTBEAT: now(), OWNER: f"{socket.gethostname()}:{os.getpid()}"}
+
+
+def is_lost(tags: dict[str, str], *, after: float) -> bool:
+    """Whether a run's process is gone: silent for `after` seconds, or for two beats and not among this host's."""
+    if HEARTBEAT not in tags:
+        return False
+    silent = time.time() - float(tags[HEARTBEAT])
+    host, _, number = tags.get(OWNER, "").rpartition(":")
+    here = host == socket.gethostname() and number.isdigit()
+    return silent > after or (here and silent > 2 * BEAT_SECONDS and not _exists(int(number)))
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def now() -> str:

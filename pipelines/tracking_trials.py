@@ -14,11 +14,19 @@ from typing import Any
 from coop_core.files import digest_json
 from coop_core.training import Epoch
 from pipelines.settings import Settings
-from pipelines.tracking_server import HEARTBEAT, compare_page, connected, find_experiment, now, pages, server_address
+from pipelines.tracking_server import (
+    compare_page,
+    connected,
+    find_experiment,
+    is_lost,
+    pages,
+    server_address,
+    signs_of_life,
+)
 
-LOST_SECONDS = 120
-"""A run without a heartbeat for so long has lost its process."""
-_TRIAL, _SWEEP, _CODE = "coop.trial", "coop.sweep", "coop.code"
+LOST_SECONDS = 300
+"""A run without a heartbeat for so long has lost its process, on whatever machine."""
+_TRIAL, _SWEEP, _CODE, _REASON = "coop.trial", "coop.sweep", "coop.code", "coop.reason"
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,12 @@ def open_sweep(settings: Settings, *, name: str, key: str, params: dict[str, Any
         client = mlflow.MlflowClient()
         experiment = find_experiment(client, settings, experiment_name(settings))
         found = client.search_runs([experiment], f"tags.`{_SWEEP}` = '{key}'", max_results=1)
-        beat = {HEARTBEAT: now(), "mlflow.note.content": f"`coop sweep`: {name}"}
+        beat = {**signs_of_life(), "mlflow.note.content": f"`coop sweep`: {name}"}
         if found:
             run_id = str(found[0].info.run_id)
             client.update_run(run_id, status="RUNNING")
+            if _REASON in found[0].data.tags:
+                client.delete_tag(run_id, _REASON)
             for tag, value in {**beat, **tags}.items():
                 client.set_tag(run_id, tag, value)
             return run_id
@@ -56,8 +66,19 @@ def close_run(settings: Settings, run_id: str, status: str, *, reason: str = "")
     with connected(settings) as mlflow:
         client = mlflow.MlflowClient()
         if reason:
-            client.set_tag(run_id, "coop.reason", reason[:4000])
+            client.set_tag(run_id, _REASON, reason[:4000])
         client.set_terminated(run_id, status)
+
+
+def close_lost(settings: Settings, run_id: str, status: str, *, reason: str) -> None:
+    """Close a run whose process has ended, unless it is finished; what the process said itself is kept."""
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        run = client.get_run(run_id)
+        if run.info.status != "FINISHED":
+            if _REASON not in run.data.tags:
+                client.set_tag(run_id, _REASON, reason[:4000])
+            client.set_terminated(run_id, status)
 
 
 def finish_sweep(
@@ -111,7 +132,7 @@ def trial_states(settings: Settings, *, parent: str, since: float) -> list[Trial
         runs = sorted(pages(client, experiment, wanted), key=lambda run: run.info.start_time)
         last = {run.data.tags.get(_TRIAL, ""): run for run in runs}
         return [
-            TrialState(key, run.info.run_id, run.info.status, run.data.tags.get("coop.reason", ""),
+            TrialState(key, run.info.run_id, run.info.status, run.data.tags.get(_REASON, ""),
                        dict(run.data.metrics))
             for key, run in last.items()
         ]  # fmt: skip
@@ -154,7 +175,7 @@ def start_trial(
     with connected(settings) as mlflow:
         client = mlflow.MlflowClient()
         experiment = find_experiment(client, settings, experiment_name(settings))
-        own = {_TRIAL: key, _CODE: code, "mlflow.parentRunId": parent, HEARTBEAT: now()}
+        own = {_TRIAL: key, _CODE: code, "mlflow.parentRunId": parent, **signs_of_life()}
         run = client.create_run(experiment, run_name=name, tags={**tags, **own})
         _log_params(mlflow, client, run.info.run_id, params)
         return TrialRun(settings, str(run.info.run_id))
@@ -167,9 +188,9 @@ def reconcile(settings: Settings, *, lost_after: float = LOST_SECONDS) -> list[s
         for name in (settings.experiment, experiment_name(settings)):
             experiment = client.get_experiment_by_name(name)
             for run in pages(client, experiment.experiment_id, "attributes.status = 'RUNNING'") if experiment else []:
-                beat = run.data.tags.get(HEARTBEAT)
-                if beat is not None and time.time() - float(beat) > lost_after:
-                    client.set_tag(run.info.run_id, "coop.reason", "its process is gone: the heartbeat stopped")
+                known = client.get_run(run.info.run_id)  # as it is now: it may have ended meanwhile
+                if known.info.status == "RUNNING" and is_lost(known.data.tags, after=lost_after):
+                    client.set_tag(run.info.run_id, _REASON, "its process is gone: the heartbeat stopped")
                     client.set_terminated(run.info.run_id, "KILLED")
                     lost.append(str(run.info.run_id))
         return lost

@@ -13,10 +13,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-from coop_core.errors import CoopError
+from coop_core.errors import CoopError, ServiceError
 from coop_core.params import flat, parse_params
 from pipelines import console, paths
 from pipelines.datasets import expected_dataset
+from pipelines.revision import core_digest
 from pipelines.settings import Settings, choose_device, load_settings
 from pipelines.tracking_server import heartbeat
 from pipelines.tracking_trials import TrialRun, start_trial
@@ -48,13 +49,14 @@ def main() -> None:
     from coop_core.trials import TrialRunner
 
     settings = load_settings()
+    code = core_digest()
     runner = TrialRunner(store_folder=settings.cache_folder / paths.FEATURE_STORE, device=choose_device(settings))
     _say(answers, READY)
     for line in sys.stdin:
-        serve([Order(**order) for order in json.loads(line)], runner, settings, answers)
+        serve([Order(**order) for order in json.loads(line)], runner, settings, answers, code=code)
 
 
-def serve(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[str]) -> None:
+def serve(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[str], *, code: str) -> None:
     """Train a group side by side: one run each in MLflow, one answer each."""
     runs: list[TrialRun] = []
     try:
@@ -62,7 +64,7 @@ def serve(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[
             runs.append(_open(order, settings))
             _say(answers, {"event": "started", "key": order.key, "run_id": runs[-1].run_id})
         with heartbeat(settings, [run.run_id for run in runs]):
-            for order, run, found in zip(orders, runs, _train(orders, runner, settings, answers), strict=True):
+            for order, run, found in zip(orders, runs, _train(orders, runner, settings, answers, code), strict=True):
                 if isinstance(found, CoopError):
                     run.fail(str(found))
                     _say(answers, {"event": "failed", "key": order.key, "reason": str(found)})
@@ -71,11 +73,10 @@ def serve(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[
                     _say(answers, {"event": "finished", "key": order.key, "run_id": run.run_id,
                                    "metrics": found.metrics()})  # fmt: skip
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
+        reason = "stopped" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
         with ExitStack() as each:  # whatever happens to one, the others are closed
             for run in runs:
-                reason = "stopped" if stopped else f"{type(error).__name__}: {error}"
-                each.callback(run.fail, reason, status="KILLED" if stopped else "FAILED")
+                each.callback(run.fail, reason, status="KILLED")  # the owner decides whether they are tried again
         raise
 
 
@@ -86,7 +87,9 @@ def _open(order: Order, settings: Settings) -> TrialRun:
     )  # fmt: skip
 
 
-def _train(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[str]) -> Any:
+def _train(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[str], code: str) -> Any:
+    if any(order.code != code for order in orders):
+        return [ServiceError("coop_core is not the code this sweep began with: start `coop sweep` again")] * len(orders)
     params = [parse_params(order.params, where=order.name) for order in orders]
     try:
         dataset = expected_dataset(orders[0].dataset_digest, params[0].dataset, settings)

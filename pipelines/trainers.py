@@ -16,7 +16,7 @@ from pipelines.console import FAULT
 from pipelines.environment import trainer_environment
 from pipelines.processes import Group
 from pipelines.settings import Settings
-from pipelines.tracking_trials import close_run
+from pipelines.tracking_trials import close_lost
 from pipelines.trainer import Order
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class LocalTrainers:
 
     def __call__(self, groups: Sequence[Sequence[Order]], on_event: Callable[[Event], object]) -> None:
         """Run all groups; `on_event` hears of every trial and may raise to stop."""
+        self._stopping, self._running = False, {}
         todo: queue.SimpleQueue[Sequence[Order]] = queue.SimpleQueue()
         for group in groups:
             todo.put(group)
@@ -145,11 +146,12 @@ class LocalTrainers:
         """Try what a dead trainer left, one by one, so that only the culprit fails."""
         reason = f"its trainer ended with status {status}: see {self._log(number)}"
         log.warning("%d trials lost: %s", len(lost), reason)
-        for run_id in run_ids.values():
-            close_run(self.settings, run_id, "KILLED", reason=reason)
         for order in lost:
             self._attempts[order.key] += 1
-            if self._attempts[order.key] < ATTEMPTS:
+            again = self._attempts[order.key] < ATTEMPTS
+            if order.key in run_ids:
+                close_lost(self.settings, run_ids[order.key], "KILLED" if again else "FAILED", reason=reason)
+            if again:
                 todo.put([order])
             else:
                 events.put({"event": "failed", "key": order.key, "reason": reason})

@@ -79,6 +79,27 @@ def test_a_command_that_ignores_the_request_is_killed(tmp_path):
     assert members(leader) == []
 
 
+@pytest.mark.parametrize("by_owner", [True, False])
+def test_a_child_of_the_command_has_time_to_close_what_it_has_open(tmp_path, by_owner):
+    child = (
+        "import signal, sys, time\n"
+        "signal.signal(15, lambda *_: (time.sleep(1), open('closed', 'w'), sys.exit()))\n"
+        "print('up', flush=True)\ntime.sleep(600)"
+    )
+    command = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}], cwd={str(tmp_path)!r})"
+    words = [sys.executable, "-c", command]
+    group = Group(words, log=tmp_path / "log")
+    leader = started(group, tmp_path / "log")
+    if by_owner:
+        group.end()
+    else:
+        os.close(group._held)  # as when the owner is killed
+        group._held = os.open(os.devnull, os.O_RDONLY)
+        assert ends(leader)
+        group.end()
+    assert (tmp_path / "closed").exists()
+
+
 def test_killing_the_guard_alone_leaves_the_rest_to_the_owner(tmp_path):
     with Group(SLEEPER, log=tmp_path / "log") as group:
         leader = started(group, tmp_path / "log")

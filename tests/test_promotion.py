@@ -138,9 +138,14 @@ def test_a_change_cut_short_before_the_alias_moved_is_told_apart(settings, regis
     for wrong in (9, 6, 3):
         register(wrong)
     promotion.promote(settings, POLICY, version="1")
-    promotion._move(find_version("2", settings), find_version("1", settings), "promote", settings, "ann", None)
-    with connected(settings) as mlflow:  # as if the kill had come before the alias
-        mlflow.MlflowClient().set_registered_model_alias(settings.registered_model, "champion", "1")
+    first, second = find_version("1", settings), find_version("2", settings)
+    with claim_promotion(settings, by="ann") as claim:
+        claim._token = "somebody else's"
+        with pytest.raises(GateError, match="took this one's place"):
+            promotion._move(second, first, "promote", settings, claim, "ann", None)
+    assert find_version("champion", settings).number == "1"
+    with connected(settings) as mlflow:
+        mlflow.MlflowClient().delete_registered_model(f"{settings.registered_model}.promotion")
 
     promotion.promote(settings, POLICY, version="3")
 
@@ -164,12 +169,34 @@ def test_what_a_killed_promotion_left_gives_way(settings, register, monkeypatch)
     assert promotion.promote(settings, POLICY).promote
 
 
+def test_a_killed_promotion_does_not_hold_up_a_rollback(settings, register):
+    for wrong in (9, 6):
+        register(wrong)
+        promotion.promote(settings, POLICY)
+    claim_promotion(settings, by="ann").__enter__()  # and never left
+
+    assert promotion.rollback(settings) == ("2", "1")
+    assert promotion.was_champion(settings, "2")
+    assert not promotion.was_champion(settings, "1")
+
+
+def test_a_champion_from_elsewhere_has_no_way_back_but_by_name(settings, register):
+    for wrong in (9, 6):
+        register(wrong)
+    promotion.promote(settings, POLICY, version="1")
+    with connected(settings) as mlflow:
+        mlflow.MlflowClient().set_registered_model_alias(settings.registered_model, "champion", "2")
+
+    with pytest.raises(GateError, match="version 2 was made champion outside coop"):
+        promotion.rollback(settings)
+
+
 def test_a_promotion_that_was_overtaken_leaves_the_champion_alone(settings, register, monkeypatch):
     register(5)
     slow = claim_promotion(settings, by="ann")
     claim = slow.__enter__()
     monkeypatch.setattr(tracking, "_CLAIM_SECONDS", -1)
-    with claim_promotion(settings, by="ben"), pytest.raises(GateError, match="another took its place"):
+    with claim_promotion(settings, by="ben"), pytest.raises(GateError, match="took this one's place"):
         claim.confirm()
 
 

@@ -17,7 +17,7 @@ from coop_core.gate import Check, Decision
 from pipelines import retraining
 from pipelines.retraining import alone, judgement, reproduce, summary, waits_for_judgement
 from pipelines.settings import Settings
-from pipelines.tracking import CANDIDATE, CHAMPION, GATE
+from pipelines.tracking import CANDIDATE, CHAMPION, GATE, mark_judged
 from pipelines.tracking_server import connected
 
 DVC = """
@@ -89,10 +89,27 @@ def called() -> list[str]:
     return [line.split()[0] for line in Path("called").read_text().splitlines()]
 
 
-def test_nothing_changed_stops_early(settings):
+def test_nothing_changed_stops_early(settings, register):
+    changed("train")
+    register()
+    reproduce(settings)
     changed()
+    Path("called").unlink()
+
     assert reproduce(settings) is None
-    assert called() == ["update", "status"]
+    assert called() == ["status"]
+
+
+def test_what_was_cut_off_after_the_training_is_pushed_and_tied_by_the_next(settings, register):
+    changed()
+    version = register()
+    Path("remote").touch()
+
+    found = reproduce(settings)
+
+    assert called() == ["status", "config", "push"]
+    assert (found.version, found.changed) == (version, [])
+    assert reproduce(settings) is None
 
 
 def test_what_changed_is_run_pushed_and_tied_together(settings, register):
@@ -102,7 +119,7 @@ def test_what_changed_is_run_pushed_and_tied_together(settings, register):
 
     found = reproduce(settings, flow_run="flow-7")
 
-    assert called() == ["update", "status", "repro", "config", "push"]
+    assert called() == ["status", "repro", "config", "push"]
     assert "repro flow-7" in Path("called").read_text()
     assert (found.version, found.changed, found.pushed) == (version, ["data.dvc", "download"], True)
     with connected(settings) as mlflow:
@@ -137,6 +154,8 @@ def test_one_retraining_at_a_time_in_a_workspace(settings):
 def test_a_candidate_that_no_gate_has_judged_is_found_again(settings, register):
     assert waits_for_judgement(settings) is None
     version = register()
+    assert waits_for_judgement(settings) == version
+    mark_judged(version, "passed", settings)  # and then the process was killed
     assert waits_for_judgement(settings) == version
     with connected(settings) as mlflow:
         client = mlflow.MlflowClient()

@@ -2,6 +2,10 @@
 
 import csv
 import io
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +15,13 @@ from ruamel.yaml import YAML
 from toy_images import paint_classes
 
 from coop_core.errors import DatasetError, ServiceError
-from coop_core.params import Params, load_params
+from coop_core.params import EngineParams, Params, load_params
 from coop_core.training import Epoch
 from pipelines.datasets import cached_dataset, expected_dataset
 from pipelines.settings import Settings
 from pipelines.sweep_view import as_markdown, print_outcome
-from pipelines.sweeping import groups, sweep
-from pipelines.tracking_server import HEARTBEAT, connected, pages
+from pipelines.sweeping import Standing, groups, sweep
+from pipelines.tracking_server import HEARTBEAT, OWNER, connected, pages
 from pipelines.tracking_trials import TrialRun, finished_trials, reconcile, start_trial
 from pipelines.trainer import Order
 
@@ -239,6 +243,45 @@ def test_a_group_shares_backbone_classes_and_steps_and_the_longest_come_first():
     for group in found:
         assert len({(one.params["backbone"]["architecture"], one.params["split"]["classes"]) for one in group}) == 1
     assert sorted(one.key for group in found for one in group) == sorted(one.key for one in asked)
+
+
+def test_a_run_of_a_process_of_this_host_that_is_gone_is_closed_sooner(settings):
+    recorder = Recorder(settings)
+    outcome = sweep(params(), settings, recorder)
+    lost = recorder.begin(Order("gone", "gone", {"seed": 1}, "", "", outcome.run_id, {}))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        client.set_tag(lost.run_id, HEARTBEAT, f"{time.time() - 60:.0f}")
+        assert reconcile(settings) == []
+        client.set_tag(lost.run_id, OWNER, f"{socket.gethostname()}:{gone.pid}")
+    assert reconcile(settings) == [lost.run_id]
+
+
+def test_a_sweep_that_is_under_way_is_not_begun_again(settings):
+    told: list[str] = []
+
+    def show(standing: Standing) -> None:
+        try:
+            sweep(params(), settings, Recorder(settings))
+        except ServiceError as error:
+            told.append(str(error))
+
+    sweep(params(), settings, Recorder(settings), show=show)
+    assert set(told) == {"this very sweep is under way here already: wait for it, or stop it"}
+
+
+def test_a_trial_that_nobody_answers_for_is_no_result(settings):
+    with pytest.raises(ServiceError, match="8 trials were not answered for"):
+        sweep(params(), settings, lambda groups, on_event: None)
+
+
+def test_more_memory_is_no_other_trial(settings):
+    sweep(params(), settings, Recorder(settings))
+    again = Recorder(settings)
+    sweep(params().model_copy(update={"engine": EngineParams(max_memory="1 GB")}), settings, again)
+    assert again.done == []
 
 
 def test_a_run_whose_heart_has_stopped_is_closed_and_others_are_left(settings):

@@ -65,6 +65,12 @@ def test_every_trial_of_every_group_is_answered(trainers):
     }  # fmt: skip
 
 
+def test_trainers_can_be_asked_again(trainers):
+    run = trainers()
+    assert set(heard(run, orders("a"))) == {"a"}
+    assert set(heard(run, orders("b"), orders("c"))) == {"b", "c"}
+
+
 def test_a_trial_that_kills_its_trainer_fails_alone(trainers):
     found = heard(trainers(), orders("a", "die", "b"), orders("c"))
 

@@ -1,6 +1,7 @@
 """Prefect's server, asked by us: starting runs of our deployments, looking at them, cancelling them."""
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from coop_core.errors import ServiceError
 from pipelines.settings import Settings
 from pipelines.tracking_trials import trial_states
 from pipelines.trainer import Order
+
+log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 3.0
 _GROUPS = 3
@@ -104,7 +107,10 @@ class DeployedTrainers:
                         on_event({"event": "failed", "key": order.key, "reason": reason})
         finally:
             if running:
-                cancel(list(running))
+                try:
+                    cancel(list(running))
+                except ServiceError as error:  # `reconcile` cancels them; what went wrong before says more
+                    log.warning("%d runs of trials could not be cancelled: %s", len(running), error)
 
     def _start(self, groups: Sequence[Sequence[Order]], attempt: int) -> UUID:
         first, more = groups[0][0], sum(map(len, groups)) - 1
@@ -141,9 +147,17 @@ def start(deployment: str, *, parameters: dict[str, Any], as_subflow: bool = Fal
     return cast(FlowRun, run)
 
 
-def look(run_id: UUID) -> FlowRun:
-    with connection() as client:
-        return client.read_flow_run(run_id)
+def look(run_id: UUID, *, patience: float = 0.0) -> FlowRun:
+    """A run as it is now, from a server that may be away for so many seconds."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            with connection() as client:
+                return client.read_flow_run(run_id)
+        except ServiceError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_LOOK_SECONDS)
 
 
 def ended(run: FlowRun) -> bool:
@@ -159,10 +173,13 @@ def cancel(run_ids: Sequence[UUID]) -> None:
 
 
 def progress(run_id: UUID) -> tuple[float, str]:
-    """What a sweep's run shows of itself: percent done, and a line."""
+    """What a sweep's run shows of itself: percent done, and a line; nothing when the server is away."""
     wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[PROGRESS]), flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
-    with connection() as client:
-        found = client.read_artifacts(artifact_filter=wanted)
+    try:
+        with connection() as client:
+            found = client.read_artifacts(artifact_filter=wanted)
+    except ServiceError:
+        return 0.0, "the server is away"
     return (float(cast(float, found[0].data)), found[0].description or "") if found else (0.0, "")
 
 

@@ -10,6 +10,8 @@ import signal
 import threading
 import time
 
+from pipelines.environment import is_service
+
 _LOOK_SECONDS = 1.0
 _GRACE_SECONDS = 10.0
 
@@ -18,7 +20,10 @@ log = logging.getLogger(__name__)
 
 def end_with_worker() -> None:
     """Watch the parent process from now on; when it is gone, end as if the run had been stopped."""
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True, name="lifeline").start()
+    parent = os.getppid()
+    if parent == 1 and is_service():
+        parent = 0  # the worker was gone before we began
+    threading.Thread(target=_watch, args=(parent,), daemon=True, name="lifeline").start()
 
 
 def _watch(parent: int) -> None:

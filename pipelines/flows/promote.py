@@ -16,6 +16,7 @@ from pipelines.flows.lifeline import end_with_worker
 from pipelines.promotion import promote as promote_now
 from pipelines.retraining import judged, judgement
 from pipelines.settings import Settings, load_settings
+from pipelines.tracking import CHAMPION, find_version, mark_judged
 
 
 class Approval(RunInput):
@@ -41,8 +42,11 @@ def decide_and_promote(settings: Settings, version: str | None) -> tuple[Decisio
     gate, logger = load_params(paths.PARAMS).gate, get_run_logger()
     decision = judged(settings, gate.policy(), version)
     if isinstance(decision, str):
-        logger.info(decision)
-        return decision, "nothing to promote"
+        logger.warning(decision)
+        champion = find_version(CHAMPION, settings)
+        if version is not None and (champion is None or champion.number != version):
+            mark_judged(version, "not comparable", settings)
+        return decision, "nothing was promoted"
     for check in decision.checks:
         logger.log(logging.INFO if check.passed else logging.WARNING, "%s: %s", check.name, check.sentence)
     if not decision.promote:
@@ -51,6 +55,7 @@ def decide_and_promote(settings: Settings, version: str | None) -> tuple[Decisio
     if gate.approval_minutes:
         answer = _ask(decision, gate.approval_minutes)
         if answer is None or not answer.approve:
+            mark_judged(decision.candidate, "declined", settings)
             who = "nobody answered in time" if answer is None else f"{answer.name or 'a person'} declined"
             return decision, f"version {decision.candidate} was not promoted: {who}"
         by = answer.name or "a person, in Prefect"

@@ -6,9 +6,10 @@ from prefect.artifacts import create_markdown_artifact
 from coop_core.params import load_params
 from pipelines import paths
 from pipelines.console import prepare
-from pipelines.flows import client
+from pipelines.flows.client import page, start
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.flows.promote import decide_and_promote
+from pipelines.promotion import was_champion
 from pipelines.retraining import alone, reproduce, summary, waits_for_judgement
 from pipelines.settings import load_settings
 
@@ -26,10 +27,12 @@ def retrain() -> str:
     with alone(settings):
         reproduced = reproduce(settings, flow_run=str(runtime.flow_run.id))
         version = reproduced.version if reproduced else waits_for_judgement(settings)
-        if version is not None and load_params(paths.PARAMS).gate.approval_minutes:
+        if version is not None and was_champion(settings, version):
+            said = f"version {version} has been champion before: only `coop promote --version {version}` brings it back"
+        elif version is not None and load_params(paths.PARAMS).gate.approval_minutes:
             asked = {"version": int(version)}
-            run = client.start("promote/promote", parameters=asked, flow_run_name=f"version {version}")
-            said = f"version {version} waits for the gate and a person: {client.page(run.id)}"
+            run = start("promote/promote", parameters=asked, flow_run_name=f"version {version}")
+            said = f"version {version} waits for the gate and a person: {page(run.id)}"
         elif version is not None:
             decision, said = decide_and_promote(settings, version)
     create_markdown_artifact(summary(reproduced, decision, said), key="retraining")

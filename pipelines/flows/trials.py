@@ -6,6 +6,7 @@ from prefect import flow, get_run_logger
 
 from pipelines import paths
 from pipelines.console import prepare
+from pipelines.environment import service_name
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.settings import load_settings
 from pipelines.trainer import Order
@@ -32,6 +33,6 @@ def trials(groups: list[list[dict[str, Any]]]) -> dict[str, str]:
         elif event["event"] == "started":
             logger.info("%s: MLflow run %s", name, event["run_id"])
 
-    folder = settings.cache_folder / paths.TRAINER_LOGS / "workers"
+    folder = settings.cache_folder / paths.TRAINER_LOGS / service_name()
     LocalTrainers(settings, [Slot(None, None)], log_folder=folder)(orders, hear)
     return failed
