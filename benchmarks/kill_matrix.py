@@ -62,7 +62,7 @@ class Row:
     """Seconds after the kill until Prefect shows nothing running."""
     mlflow: float = 0.0
     orphans: int = 0
-    """Processes that were still there ten seconds after everything had come to rest."""
+    """Processes below the victim that were alive 25 seconds after it, and any that were left in the end."""
     lost: int = 0
     twice: int = 0
     """Trials that were trained to the end more than once."""
@@ -169,8 +169,13 @@ def kill_sweep(playground: Playground, row: Row, *, local: bool) -> None:
     command = playground.coop(*words)
     wait_for(lambda: playground.runs("attributes.status = 'RUNNING' and tags.`coop.trial` != ''"), "a trial", command)
     time.sleep(3)
-    find(playground, row.victim, command).send_signal(SIGNALS[row.signal])
+    victim = find(playground, row.victim, command)
+    below = victim.children(recursive=True)
+    victim.send_signal(SIGNALS[row.signal])
     killed = time.monotonic()
+    time.sleep(25)
+    if not row.victim.endswith(("server", "supervisor")):  # those come back, and what they served goes on
+        row.orphans = sum(process.is_running() for process in below)
     row.said = ended(command)
     if row.victim == "supervisor":
         playground.done("up")
@@ -185,7 +190,7 @@ def kill_sweep(playground: Playground, row: Row, *, local: bool) -> None:
     )  # fmt: skip
     row.lost, row.twice = TRIALS - len(finished), sum(count - 1 for count in finished.values())
     time.sleep(10)
-    row.orphans = len(playground.processes("pipelines.trainer"))
+    row.orphans += len(playground.processes("pipelines.trainer"))
 
 
 def kill_retraining(playground: Playground, row: Row) -> None:
@@ -193,16 +198,21 @@ def kill_retraining(playground: Playground, row: Row) -> None:
 
     playground.params(epochs=150)
     run = client.start("retrain/retrain", parameters={})
-    stage = "pipelines.stages.track" if row.victim == "track-stage" else "pipelines.stages.train"
-    wait_for(lambda: playground.processes(stage), "the stage")
-    time.sleep(4 if row.victim == "track-stage" else 3)
-    find(playground, row.victim, None).send_signal(SIGNALS[row.signal])
+    if row.victim == "track-stage":
+        wait_for(lambda: playground.runs("attributes.status = 'RUNNING'"), "the record of the run")
+    else:
+        wait_for(lambda: playground.processes("pipelines.stages.train"), "the stage")
+        time.sleep(3)
+    victim = find(playground, row.victim, None)
+    below = victim.children(recursive=True)
+    victim.send_signal(SIGNALS[row.signal])
     killed = time.monotonic()
     row.prefect = at_rest(playground, killed, in_prefect)
     row.mlflow = at_rest(playground, killed, in_mlflow)
     row.said = (client.look(run.id).state_name or "?").lower()
     time.sleep(10)
-    row.orphans = len(playground.processes("pipelines.stages")) + len(playground.processes("dvc repro"))
+    row.orphans = sum(process.is_running() for process in below)
+    row.orphans += len(playground.processes("pipelines.stages")) + len(playground.processes("dvc repro"))
     again = client.start("retrain/retrain", parameters={})
     wait_for(lambda: client.ended(client.look(again.id)), "the retraining again")
     row.again = "done" if client.look(again.id).state_name == "Completed" else str(client.look(again.id).state_name)

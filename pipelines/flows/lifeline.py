@@ -4,7 +4,6 @@ A worker that is killed leaves its flows running, and the next worker would star
 the same device.
 """
 
-import logging
 import os
 import signal
 import threading
@@ -14,8 +13,6 @@ from pipelines.environment import is_service
 
 _LOOK_SECONDS = 1.0
 _GRACE_SECONDS = 10.0
-
-log = logging.getLogger(__name__)
 
 
 def end_with_worker() -> None:
@@ -29,7 +26,7 @@ def end_with_worker() -> None:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK_SECONDS)
-    log.warning("the worker is gone: ending")
+    # Nothing is logged: our output went to the worker, and rich ends whichever thread writes into a broken pipe.
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
