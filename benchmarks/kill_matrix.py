@@ -175,7 +175,7 @@ def kill_sweep(playground: Playground, row: Row, *, local: bool) -> None:
     killed = time.monotonic()
     time.sleep(25)
     if not row.victim.endswith(("server", "supervisor")):  # those come back, and what they served goes on
-        row.orphans = sum(process.is_running() for process in below)
+        row.orphans = sum(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in below)
     row.said = ended(command)
     if row.victim == "supervisor":
         playground.done("up")
@@ -211,7 +211,7 @@ def kill_retraining(playground: Playground, row: Row) -> None:
     row.mlflow = at_rest(playground, killed, in_mlflow)
     row.said = (client.look(run.id).state_name or "?").lower()
     time.sleep(10)
-    row.orphans = sum(process.is_running() for process in below)
+    row.orphans = sum(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in below)
     row.orphans += len(playground.processes("pipelines.stages")) + len(playground.processes("dvc repro"))
     again = client.start("retrain/retrain", parameters={})
     wait_for(lambda: client.ended(client.look(again.id)), "the retraining again")
