@@ -4,7 +4,6 @@ A trial is one training and what it scores. A sweep poses tasks (data set, split
 else it varies), each with several seeds. Test accuracy is reported and never looked at when choosing.
 """
 
-import copy
 import itertools
 import math
 import statistics
@@ -249,7 +248,7 @@ def _with(params: Params, values: Values) -> Params:
             raise _unknown(name)
         else:
             node[last] = value
-    return parse_params(copy.deepcopy(tree), where=f"sweep.space with {_shown(values)}")
+    return parse_params(tree, where=f"sweep.space with {_shown(values)}")
 
 
 def _unknown(name: str) -> ParamsError:

@@ -63,7 +63,7 @@ def trainer_environment(*, device: str | None, threads: int | None) -> dict[str,
     # Threads that wait sleep: beside other processes, busy waiting makes a step several times slower.
     found = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
     if device is not None:
-        found["CUDA_VISIBLE_DEVICES"] = device
+        found |= {"CUDA_VISIBLE_DEVICES": device, "COOP_DEVICE": "cuda"}  # the only one it sees
     if threads is not None:
         found["OMP_NUM_THREADS"] = found["MKL_NUM_THREADS"] = str(threads)
     return found

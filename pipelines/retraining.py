@@ -3,20 +3,19 @@
 One at a time in a workspace. Every step can be cut off: the next retraining goes on from there.
 """
 
-import fcntl
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from coop_core.errors import GateError, ServiceError
 from coop_core.files import digest_file, read_json
 from coop_core.gate import Decision, Policy
-from pipelines import paths
+from pipelines import locks, paths
 from pipelines.processes import Group
 from pipelines.promotion import judge, was_champion
 from pipelines.settings import Settings
@@ -39,22 +38,15 @@ class Reproduced:
     tags: dict[str, str]
 
 
-@contextmanager
-def alone(settings: Settings) -> Iterator[None]:
+def alone(settings: Settings) -> AbstractContextManager[None]:
     """One retraining at a time in this workspace; the other is told.
 
     Raises
     ------
     ServiceError
     """
-    settings.cache_folder.mkdir(parents=True, exist_ok=True)
-    with (settings.cache_folder / "retraining.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            where = Path.cwd().name
-            raise ServiceError(f"another retraining is under way in {where}: wait for it, or cancel it") from None
-        yield
+    told = f"another retraining is under way in {Path.cwd().name}: wait for it, or cancel it"
+    return locks.alone(settings.cache_folder / "retraining.lock", otherwise=told)
 
 
 def reproduce(settings: Settings, *, flow_run: str | None = None) -> Reproduced | None:

@@ -3,7 +3,6 @@
 Every process carries a mark in its environment, so that what lost its parent is found and ended too.
 """
 
-import fcntl
 import hashlib
 import os
 import re
@@ -12,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
 from coop_core.errors import ServiceError
+from pipelines import locks
 from pipelines.environment import SERVICE_OF, inherited_environment
 
 CONFIGURATION, PID = "supervisord.conf", "supervisord.pid"
@@ -113,16 +113,10 @@ def socket_path(folder: Path) -> Path:
     return private / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.sock"
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> AbstractContextManager[None]:
     """Hold the folder's lock, so that no two of us start or end the same services."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServiceError(f"another `make up` or `make down` is at work in {folder}: wait for it") from None
-        yield
+    told = f"another `make up` or `make down` is at work in {folder}: wait for it"
+    return locks.alone(folder / "lock", otherwise=told)
 
 
 def connect(folder: Path) -> Any | None:

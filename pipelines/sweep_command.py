@@ -33,7 +33,7 @@ def run_sweep(settings: Settings, *, local: bool, jobs: int | None, detach: bool
 
 def _here(params: Params, settings: Settings, jobs: int | None) -> None:
     name = require_sweep(params).name
-    logs, slots = settings.cache_folder / paths.TRAINER_LOGS / name, local_slots(jobs)
+    logs, slots = settings.cache_folder / paths.TRAINER_LOGS / name, local_slots(settings, jobs)
     console.console.print(f"{len(slots)} trainer(s) on this machine; log: {logs}", highlight=False, soft_wrap=True)
     with console.progress(f"sweep {name}") as update:
 

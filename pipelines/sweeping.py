@@ -5,12 +5,10 @@ caller's choice: `execute` takes groups of orders and reports events (see `pipel
 """
 
 import csv
-import fcntl
 import io
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from coop_core.sweep import (
 )
 from pipelines import paths
 from pipelines.datasets import cached_dataset
+from pipelines.locks import alone
 from pipelines.revision import code_revision, core_digest
 from pipelines.settings import Settings
 from pipelines.tracking_server import heartbeat
@@ -50,10 +49,10 @@ from pipelines.tracking_trials import (
     sweep_key,
 )
 from pipelines.trainer import Order
+from pipelines.trainers import Event
 
 log = logging.getLogger(__name__)
 
-Event = dict[str, Any]
 Execute = Callable[[Sequence[Sequence[Order]], Callable[[Event], object]], None]
 _TOGETHER = 8
 """Trials that are trained side by side."""
@@ -120,21 +119,9 @@ def sweep(
     """
     check(params)
     tree = {**params.of_run(), "sweep": require_sweep(params).model_dump()}
-    with alone(settings, sweep_key(tree, core_digest())):
+    lock = settings.cache_folder / paths.SWEEP_LOCKS / sweep_key(tree, core_digest())
+    with alone(lock, otherwise="this very sweep is under way here already: wait for it, or stop it"):
         return _sweep(params, settings, execute, tree=tree, tags=tags or {}, show=show)
-
-
-@contextmanager
-def alone(settings: Settings, key: str) -> Iterator[None]:
-    """A sweep is run by one process at a time in this workspace; the other is told."""
-    folder = settings.cache_folder / paths.SWEEP_LOCKS
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / key).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServiceError("this very sweep is under way here already: wait for it, or stop it") from None
-        yield
 
 
 def _sweep(

@@ -57,7 +57,7 @@ def open_sweep(settings: Settings, *, name: str, key: str, params: dict[str, Any
                 client.set_tag(run_id, tag, value)
             return run_id
         run = client.create_run(experiment, run_name=name, tags={_SWEEP: key, **beat, **tags})
-        _log_params(mlflow, client, run.info.run_id, params)
+        _log_params(client, run.info.run_id, params)
         return str(run.info.run_id)
 
 
@@ -177,7 +177,7 @@ def start_trial(
         experiment = find_experiment(client, settings, experiment_name(settings))
         own = {_TRIAL: key, _CODE: code, "mlflow.parentRunId": parent, **signs_of_life()}
         run = client.create_run(experiment, run_name=name, tags={**tags, **own})
-        _log_params(mlflow, client, run.info.run_id, params)
+        _log_params(client, run.info.run_id, params)
         return TrialRun(settings, str(run.info.run_id))
 
 
@@ -200,7 +200,7 @@ def sweep_key(tree: dict[str, Any], code: str) -> str:
     return digest_json([tree, code])[:32]
 
 
-def _log_params(mlflow: Any, client: Any, run_id: str, params: dict[str, Any]) -> None:
+def _log_params(client: Any, run_id: str, params: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
     client.log_batch(run_id, params=[Param(name, str(value)) for name, value in params.items()])

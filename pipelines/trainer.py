@@ -22,8 +22,6 @@ from pipelines.settings import Settings, choose_device, load_settings
 from pipelines.tracking_server import heartbeat
 from pipelines.tracking_trials import TrialRun, start_trial
 
-READY = {"event": "ready"}
-
 
 @dataclass(frozen=True)
 class Order:
@@ -51,7 +49,6 @@ def main() -> None:
     settings = load_settings()
     code = core_digest()
     runner = TrialRunner(store_folder=settings.cache_folder / paths.FEATURE_STORE, device=choose_device(settings))
-    _say(answers, READY)
     for line in sys.stdin:
         serve([Order(**order) for order in json.loads(line)], runner, settings, answers, code=code)
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import queue
 import sys
 import threading
@@ -15,6 +16,7 @@ from coop_core.errors import ServiceError
 from pipelines.console import FAULT
 from pipelines.environment import trainer_environment
 from pipelines.processes import Group
+from pipelines.services import find_devices
 from pipelines.settings import Settings
 from pipelines.tracking_trials import close_lost
 from pipelines.trainer import Order
@@ -164,14 +166,10 @@ class LocalTrainers:
         return self.log_folder / f"trainer-{number}.log"
 
 
-def local_slots(jobs: int | None) -> list[Slot]:
+def local_slots(settings: Settings, jobs: int | None) -> list[Slot]:
     """A slot for each CUDA device, or for the processor's cores; `jobs` sets how many."""
-    import os
-
-    import torch
-
-    if devices := torch.cuda.device_count():
-        return [Slot(str(number), None) for number in range(min(devices, jobs or devices))]
+    if devices := find_devices(settings):
+        return [Slot(device, None) for device in devices[:jobs]]
     cores = os.cpu_count() or 1
     count = min(jobs or max(1, cores // 2), cores)
     return [Slot(None, max(1, cores // count))] * count

@@ -29,7 +29,7 @@ LAYERS = {
         "predictor report trials",
     ],
     "pipelines": [
-        "environment paths revision summary",
+        "environment paths revision summary locks",
         "settings processes supervision",
         "console",
         "storage tracking_server prompt_model services",
