@@ -1,4 +1,4 @@
-"""Prefix tree: every prompt's EOT sees its own prompt, and no beginning is computed twice where it can be seen."""
+"""Prefix tree: every prompt's EOT sees its own prompt, and no beginning is computed again where it can be seen."""
 
 from collections.abc import Hashable
 
@@ -44,11 +44,11 @@ def test_a_branch_goes_on_at_the_position_where_it_left():
 def test_a_row_sees_its_own_branch_and_no_other():
     tree = build_tree(_sentences(["cat", "sea lion", "sea snake"]))
 
-    words = [element for _, element in _seen(tree, 0, tree.elements.index("snake"))]
+    words = [element for _, element in _seen(tree, tree.elements.index("snake"))]
     assert words == list(_words("SOS a photo of sea snake"))
 
 
-def test_a_long_list_is_cut_into_blocks_that_share_one_trunk():
+def test_a_long_list_is_cut_into_stripes_that_share_one_trunk():
     tree = build_tree(_sentences([f"{animal} {place}" for animal in ANIMALS for place in ("hut", "zoo", "field")]))
 
     assert (tree.shape[0] > 1, tree.trunk) == (True, len(_words("SOS a photo of")))
@@ -59,7 +59,7 @@ def test_a_long_list_is_cut_into_blocks_that_share_one_trunk():
 def test_each_prompts_end_sees_exactly_its_prompt(prompts):
     tree = build_tree(prompts)
 
-    assert [_seen(tree, *_end(tree, i)) for i in range(len(prompts))] == [list(enumerate(path)) for path in prompts]
+    assert [_seen(tree, end) for end in tree.ends.tolist()] == [list(enumerate(path)) for path in prompts]
 
 
 @of_any_prompts
@@ -67,8 +67,8 @@ def test_each_prompts_end_sees_exactly_its_prompt(prompts):
 def test_a_row_sees_one_row_at_each_position_up_to_its_own(prompts):
     tree = build_tree(prompts)
 
-    for block, slot, position in _real_rows(tree):
-        assert [seen for seen, _ in _seen(tree, block, slot)] == list(range(position + 1))
+    for row, position in _real_rows(tree):
+        assert [seen for seen, _ in _seen(tree, row)] == list(range(position + 1))
 
 
 @of_any_prompts
@@ -76,8 +76,8 @@ def test_a_row_sees_one_row_at_each_position_up_to_its_own(prompts):
 def test_what_a_row_sees_last_is_itself(prompts):
     tree = build_tree(prompts)
 
-    for block, slot, position in _real_rows(tree):
-        assert _seen(tree, block, slot)[-1] == (position, tree.elements[block * tree.shape[1] + slot])
+    for row, position in _real_rows(tree):
+        assert _seen(tree, row)[-1] == (position, tree.elements[row])
 
 
 @of_any_prompts
@@ -85,8 +85,8 @@ def test_what_a_row_sees_last_is_itself(prompts):
 def test_no_row_of_a_prompt_sees_padding(prompts):
     tree = build_tree(prompts)
 
-    for block, slot, _ in _real_rows(tree):
-        assert None not in [element for _, element in _seen(tree, block, slot)]
+    for row, _ in _real_rows(tree):
+        assert None not in [element for _, element in _seen(tree, row)]
 
 
 @of_any_prompts
@@ -109,22 +109,26 @@ def test_every_row_lies_on_the_way_to_an_end(prompts):
     tree = build_tree(prompts)
 
     beginnings = {path[:length] for path in prompts for length in range(1, len(path) + 1)}
-    rows = [tuple(element for _, element in _seen(tree, block, slot)) for block, slot, _ in _real_rows(tree)]
-    assert set(rows) == beginnings
+    assert {_beginning(tree, row) for row, _ in _real_rows(tree)} == beginnings
 
 
-@of_any_prompts
+@of_many_prompts
 @moderately
-def test_no_beginning_is_computed_twice_in_a_block(prompts):
+def test_a_beginning_is_computed_again_only_where_its_branch_is_out_of_sight(prompts):
     tree = build_tree(prompts)
+    last_row: dict[Path, int] = {}
 
-    rows = [(block, *_seen(tree, block, slot)) for block, slot, _ in _real_rows(tree)]
-    assert len(rows) == len(set(rows))
+    for row, _ in _real_rows(tree):
+        before = last_row.get(_beginning(tree, row))
+        if before is not None:
+            end = next(end for end in sorted(tree.ends.tolist()) if end >= row)
+            assert _seen_rows(tree, before)[tree.trunk] < end // tree.shape[1] * tree.shape[1] - tree.reach
+        last_row[_beginning(tree, row)] = row
 
 
 @given(prompts=prompts_of().filter(lambda prompts: sum(map(len, prompts)) <= 48))
 @moderately
-def test_prompts_that_fit_in_one_block_are_computed_without_padding_or_trunk(prompts):
+def test_prompts_that_fit_in_one_stripe_are_computed_without_padding_or_trunk(prompts):
     tree = build_tree(prompts)
 
     beginnings = {path[:length] for path in prompts for length in range(1, len(path) + 1)}
@@ -133,7 +137,7 @@ def test_prompts_that_fit_in_one_block_are_computed_without_padding_or_trunk(pro
 
 @of_many_prompts
 @moderately
-def test_the_trunk_is_all_that_prompts_share_where_there_are_several_blocks(prompts):
+def test_the_trunk_is_all_that_prompts_share_where_there_are_several_stripes(prompts):
     tree = build_tree(prompts)
 
     shared = [i for i in range(min(map(len, prompts)) - 1) if len({path[: i + 1] for path in prompts}) == 1]
@@ -153,17 +157,24 @@ def test_the_trunk_stands_in_the_first_rows_in_its_order(prompts):
 def test_the_trunk_is_never_computed_again(prompts):
     tree = build_tree(prompts)
 
-    assert all(position >= tree.trunk for block, _, position in _real_rows(tree) if block)
+    assert all(position >= tree.trunk for row, position in _real_rows(tree) if row >= tree.trunk)
 
 
-@of_many_prompts
+@of_any_prompts
 @moderately
-def test_every_block_but_the_last_has_less_padding_than_one_prompt(prompts):
-    prompts = list(dict.fromkeys(prompts))
+def test_only_the_last_rows_are_padding_and_fewer_than_a_stripe(prompts):
     tree = build_tree(prompts)
 
-    padding = torch.tensor([element is None for element in tree.elements]).view(tree.shape).sum(dim=1)
-    assert (padding[:-1] < max(map(len, prompts))).all()
+    real = len(_real_rows(tree))
+    assert (set(tree.elements[real:]) <= {None}, len(tree.elements) - real < tree.shape[1]) == (True, True)
+
+
+@of_any_prompts
+@moderately
+def test_a_stripe_is_no_smaller_than_what_it_reads_of_others(prompts):
+    tree = build_tree(prompts)
+
+    assert max(tree.trunk, tree.reach) <= tree.shape[1]
 
 
 @of_any_prompts
@@ -193,7 +204,7 @@ def test_the_order_of_prompts_moves_no_prompts_end(data, prompts):
 
     tree, shuffled = build_tree(prompts), build_tree([prompts[i] for i in order])
 
-    assert [_end(shuffled, place) for place in range(len(order))] == [_end(tree, i) for i in order]
+    assert shuffled.ends.tolist() == tree.ends[list(order)].tolist()
 
 
 @given(prompt=prompts_of().map(lambda prompts: prompts[0]))
@@ -216,14 +227,6 @@ def test_prompts_with_nothing_in_common_have_no_trunk():
     assert (tree.shape[0] > 1, tree.trunk) == (True, 0)
 
 
-def test_a_tree_moves_to_a_device_whole():
-    tree = build_tree(_sentences(["cat", "sea lion"]))
-
-    moved = tree.to(torch.device("meta"))
-
-    assert {getattr(moved, name).device.type for name in ("positions", "mask", "ends", "end_of")} == {"meta"}
-
-
 @pytest.mark.parametrize("context", [4, 16, 60])
 def test_a_long_list_takes_less_than_half_of_the_rows_of_its_prompts(context):
     beginning = [("context", i) for i in range(context)]
@@ -242,22 +245,23 @@ def _words(text: str) -> Path:
     return tuple(text.split())
 
 
-def _end(tree: PrefixTree, prompt: int) -> tuple[int, int]:
-    """The (block, slot) of a prompt's EOT."""
-    block, place = divmod(int(tree.end_of[prompt]), tree.ends.shape[1])
-    return block, int(tree.ends[block, place])
+def _real_rows(tree: PrefixTree) -> list[tuple[int, int]]:
+    """(row, position) of every row that is not padding."""
+    return [(row, tree.positions[row].item()) for row, it in enumerate(tree.elements) if it is not None]
 
 
-def _real_rows(tree: PrefixTree) -> list[tuple[int, int, int]]:
-    """(block, slot, position) of every row that is not padding."""
-    positions = tree.positions.tolist()
-    return [(*divmod(row, tree.shape[1]), positions[row]) for row, it in enumerate(tree.elements) if it is not None]
+def _seen_rows(tree: PrefixTree, row: int) -> list[int]:
+    """The rows that a row sees, by position."""
+    (_, s), read = tree.shape, tree.trunk + tree.reach
+    keys = (tree.mask.flatten(0, 1)[row] == 0).nonzero().flatten()
+    rows = torch.where(keys < tree.trunk, keys, keys - read + row // s * s)
+    return rows[tree.positions[rows].argsort(stable=True)].tolist()
 
 
-def _seen(tree: PrefixTree, block: int, slot: int) -> list[tuple[int, Hashable]]:
+def _seen(tree: PrefixTree, row: int) -> list[tuple[int, Hashable]]:
     """(position, element) of all that a row sees, by position."""
-    start = block * tree.shape[1] - tree.trunk
-    keys = (tree.mask[block, slot] == 0).nonzero().flatten()
-    rows = torch.where(keys < tree.trunk, keys, keys + start)
-    positions = tree.positions[rows]
-    return [(positions[i].item(), tree.elements[rows[i]]) for i in positions.argsort(stable=True).tolist()]
+    return [(tree.positions[i].item(), tree.elements[i]) for i in _seen_rows(tree, row)]
+
+
+def _beginning(tree: PrefixTree, row: int) -> Path:
+    return tuple(element for _, element in _seen(tree, row))

@@ -175,7 +175,7 @@ def test_a_second_backward_pass_is_refused_and_not_wrong(zoo):
     total = encoder(context.requires_grad_()).sum()
     total.backward(retain_graph=True)
 
-    with pytest.raises(RuntimeError, match="have served their backward pass: encode again"):
+    with pytest.raises(RuntimeError, match="has served its backward pass: encode again"):
         total.backward()
 
 

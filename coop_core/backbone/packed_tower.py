@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coop_core.backbone.packed_block import Block, Buffers, Saved, Shape, supports_block
+from coop_core.backbone.packed_block import Block, Saved, Shape, supports_block
 from coop_core.backbone.prefix_tree import PrefixTree
 from coop_core.backbone.step_graph import Recorder, Steps
 from coop_core.backbone.towers import CausalTextTower
@@ -28,20 +28,18 @@ class PackedTower:
 
         With `recompute`, nothing is kept for the backward pass: it runs the forward pass again.
         """
-        ends = _Encode.apply(rows, self, workspace, recompute, torch.is_grad_enabled() and rows.requires_grad)
-        return ends.index_select(1, workspace.shape.end_of)
+        return _Encode.apply(rows, self, workspace, recompute, torch.is_grad_enabled() and rows.requires_grad)
 
-    def forward(self, rows: Tensor, shape: Shape, buffers: Buffers, *, keep: bool) -> tuple[Tensor, list[Saved]]:
-        """Rows (g, r, w) -> the ends (g, b e, w), and what backward reads."""
+    def forward(self, rows: Tensor, shape: Shape, *, keep: bool) -> tuple[Tensor, list[Saved]]:
+        """Rows (g, r, w) -> the ends (g, c, w), and what backward reads."""
         saved = []
         for block in self.blocks:
-            rows, one = block.forward(rows, shape, buffers)
-            saved.append(one)
-            if not keep:
-                saved.pop().release(buffers)
+            rows, one = block.forward(rows, shape)
+            if keep:
+                saved.append(one)
         return rows, saved
 
-    def backward(self, gradient: Tensor, shape: Shape, saved: list[Saved], buffers: Buffers) -> Tensor:
+    def backward(self, gradient: Tensor, shape: Shape, saved: list[Saved]) -> Tensor:
         """The gradient of the ends -> that of the rows; `saved` is used up.
 
         float16 loses small numbers: each set's gradients are brought near 1 by a power of two, and back at the end.
@@ -52,27 +50,25 @@ class PackedTower:
             scale = torch.exp2(-torch.log2(largest).ceil())
             gradient = gradient * scale
         for block in reversed(self.blocks):
-            one = saved.pop()
-            gradient = block.backward(gradient, shape, one, buffers)
-            one.release(buffers)
+            gradient = block.backward(gradient, shape, saved.pop())
         return gradient.div_(scale)
 
     def kept_bytes(self, tree: PrefixTree) -> int:
         """What one set of context vectors holds between its forward and its backward pass, at its peak."""
         (b, s), w, heads, size = tree.shape, self.blocks[0].width, self.blocks[0].heads, self.dtype.itemsize
-        keys, rows = tree.trunk + s, b * s
+        keys, rows = tree.mask.shape[-1], b * s
         kept = rows * w * (2 * 4 + 5 * size) + b * keys * (2 * w + heads * s) * size
         passing = rows * w * (5 * 4 + 14 * size) + b * keys * (2 * w + 3 * heads * s) * size
         return len(self.blocks) * kept + passing
 
-    def steps(self, shape: Shape, buffers: Buffers) -> Steps:
+    def steps(self, shape: Shape) -> Steps:
         """Both passes over this tree, to be recorded."""
 
         def forward(rows: Tensor) -> tuple[Tensor, list[Saved]]:
-            return self.forward(rows, shape, buffers, keep=True)
+            return self.forward(rows, shape, keep=True)
 
         def backward(gradient: Tensor, saved: list[Saved]) -> Tensor:
-            return self.backward(gradient, shape, saved, buffers)
+            return self.backward(gradient, shape, saved)
 
         return forward, backward
 
@@ -85,18 +81,11 @@ def packed_tower(tower: CausalTextTower, dtype: torch.dtype) -> PackedTower:
 
 
 class Workspace:
-    """One tree's place in memory: as long as the same work comes again, it finds its buffers or its recorded step."""
+    """One tree on its device, and its recorded step where there is one."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
         self.recorder = Recorder()
-        self._buffers = Buffers()
-        self._rows = torch.Size()
-
-    def buffers_for(self, rows: Tensor) -> Buffers:
-        if rows.shape != self._rows:
-            self._rows, self._buffers = rows.shape, Buffers()
-        return self._buffers
 
 
 class _Encode(torch.autograd.Function):
@@ -105,19 +94,17 @@ class _Encode(torch.autograd.Function):
         ctx: Any, rows: Tensor, tower: PackedTower, workspace: Workspace, recompute: bool, with_gradient: bool
     ) -> Tensor:
         keep, shape = with_gradient and not recompute, workspace.shape
-        graph = workspace.recorder.graph_for(rows, lambda: tower.steps(shape, Buffers())) if keep else None
-        buffers = Buffers() if recompute else workspace.buffers_for(rows)
-        ends, saved = graph.forward(rows) if graph else tower.forward(rows, shape, buffers, keep=keep)
-        ctx.work = rows, tower, shape, graph, saved, None if recompute else buffers
+        graph = workspace.recorder.graph_for(rows, lambda: tower.steps(shape)) if keep else None
+        ends, saved = graph.forward(rows) if graph else tower.forward(rows, shape, keep=keep)
+        ctx.work = rows, tower, shape, graph, saved
         return ends
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         if ctx.work is None:
-            raise RuntimeError("the buffers of this encoding have served their backward pass: encode again")
-        (rows, tower, shape, graph, saved, buffers), ctx.work = ctx.work, None
+            raise RuntimeError("what this encoding kept has served its backward pass: encode again")
+        (rows, tower, shape, graph, saved), ctx.work = ctx.work, None
         if graph:
             return graph.backward(gradient), None, None, None, None
-        buffers = buffers or Buffers()
-        saved = saved or tower.forward(rows, shape, buffers, keep=True)[1]
-        return tower.backward(gradient, shape, saved, buffers), None, None, None, None
+        saved = saved or tower.forward(rows, shape, keep=True)[1]
+        return tower.backward(gradient, shape, saved), None, None, None, None

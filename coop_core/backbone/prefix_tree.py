@@ -2,29 +2,31 @@
 
 In a causal tower a row depends on what stands before it and on nothing else, so prompts that begin alike share
 what is computed for their common rows, at every layer, and rows after EOT are never read. What all prompts share
-is the trunk. The branches that leave it are sorted and cut into blocks, inside which attention is dense; branches
-of one block share their common beginnings again. A row sees the trunk and its own ancestors in its block.
+is the trunk; the branches that leave it follow in sorted order, each after the one it shares most with.
 
-    SOS ctx ctx ctx ctx cat . EOT          block 0: the trunk and the first branches
+    SOS ctx ctx ctx ctx cat . EOT          one prompt a line; what stands to the left is seen, not computed again
                         sea lion . EOT
                             snake . EOT
-                        tree . EOT         block 1 reads block 0's trunk
+                        tree . EOT
                         wolf . EOT
 
-Dimensions besides the project's: b blocks of s slots (the shorter ones padded), p trunk rows that the blocks share
-(0 when one block holds everything), e ends in the fullest block.
+Attention is dense inside stripes: rows are cut evenly, wherever that falls, and the rows of a stripe see the trunk,
+the end of the stripe before and their own stripe, each its ancestors there. A beginning that was computed too long
+ago to be seen is computed again.
+
+Dimensions besides the project's: r rows, cut into b stripes of s slots; p rows of trunk and u rows before the stripe
+that each stripe reads besides its own (both 0 when one stripe holds everything).
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 Path = tuple[Hashable, ...]
-BLOCK_ROWS = range(48, 168, 8)
-"""Sizes of blocks that are tried."""
+STRIPES = range(32, 128)
+"""Sizes of stripes that are tried."""
 ATTENTION_COST = 1000
 """Keys that cost a row as much as its matrix products (measured on a CPU at width 512)."""
 
@@ -32,106 +34,100 @@ ATTENTION_COST = 1000
 @dataclass(frozen=True)
 class PrefixTree:
     elements: list[Hashable]
-    """(b s) what stands in each row; None in padding."""
+    """(r,) what stands in each row; None in padding, which comes last."""
     positions: Tensor
-    """(b s) where in its prompt each row stands."""
-    trunk: int
-    """p: the first rows of block 0, which every block reads; 0 when there is only one block."""
-    mask: Tensor
-    """(b, s, p + s) additive, 0 or -inf: what a slot sees of the shared trunk and of its own block."""
+    """(r,) where in its prompt each row stands."""
     ends: Tensor
-    """(b, e) the slots of EOT rows, padded with slot 0."""
-    end_of: Tensor
-    """(c,) where each prompt's EOT is found in `ends`, flattened."""
+    """(c,) the row of each prompt's EOT."""
+    mask: Tensor
+    """(b, s, p + u + s) additive, 0 or -inf: what a row sees of the trunk, of the u rows before its stripe, and of
+    its stripe."""
+    trunk: int
+    """p: the first rows, which every stripe reads; at most s."""
+    reach: int
+    """u: at most s."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """(b, s)"""
         return self.mask.shape[0], self.mask.shape[1]
 
-    def to(self, device: torch.device) -> "PrefixTree":
-        tensors = {name: getattr(self, name).to(device) for name in ("positions", "mask", "ends", "end_of")}
-        return PrefixTree(elements=self.elements, trunk=self.trunk, **tensors)
-
 
 def build_tree(prompts: Sequence[Path]) -> PrefixTree:
     """Arrange prompts, each its elements up to and with EOT; equal elements stand for equal embeddings."""
     order = sorted(range(len(prompts)), key=lambda i: [str(element) for element in prompts[i]])
-    members = _partition([prompts[i] for i in order])
-    trunk = _common(prompts) if len(members) > 1 else 0
-    blocks = [_Block([(order[i], prompts[order[i]]) for i in block], 0 if n == 0 else trunk)
-              for n, block in enumerate(members)]  # fmt: skip
-    s, e = max(len(block.paths) for block in blocks), max(len(block.ends) for block in blocks)
-    elements: list[Hashable] = []
-    positions: list[int] = []
-    mask = torch.full((len(blocks), s, trunk + s), float("-inf"))
-    ends = torch.zeros(len(blocks), e, dtype=torch.long)
-    end_of = torch.zeros(len(prompts), dtype=torch.long)
-    for number, block in enumerate(blocks):
-        padding = s - len(block.paths)
-        elements += [path[-1] for path in block.paths] + [None] * padding
-        positions += [len(path) - 1 for path in block.paths] + [0] * padding
-        seen = [(slot, trunk + ancestor) for slot, line in enumerate(block.ancestors) for ancestor in line]
-        mask[number][tuple(torch.tensor(seen).T)] = 0
-        if number:
-            mask[number, :, :trunk] = 0
-        mask[number, range(len(block.paths), s), range(trunk + len(block.paths), trunk + s)] = 0   # no empty softmax
-        for place, (prompt, slot) in enumerate(block.ends):
-            ends[number, place] = slot
-            end_of[prompt] = number * e + place
-    return PrefixTree(elements, torch.tensor(positions), trunk, mask, ends, end_of)
+    ordered = [prompts[i] for i in order]
+    cut = min(_cuts(ordered), key=lambda cut: cut.cost)
+    b, s, p, u = cut.stripes, cut.slots, cut.trunk, cut.reach
+    elements: list[Hashable] = [None] * (b * s)
+    positions = torch.zeros(b * s, dtype=torch.long)
+    ends = torch.zeros(len(prompts), dtype=torch.long)
+    seen = {(row, row) for row in range(b * s)}                                   # padding, too: no empty softmax
+    for number, prompt, line in zip(order, ordered, cut.lines, strict=True):
+        for position, row in enumerate(line):
+            if elements[row] is None:
+                elements[row], positions[row] = prompt[position], position
+                seen.update((row, ancestor) for ancestor in line[:position])
+        ends[number] = line[-1]
+    rows, ancestors = torch.tensor(sorted(seen)).T
+    keys = torch.where(ancestors < p, ancestors, p + u + ancestors - rows // s * s)
+    mask = torch.full((b * s, p + u + s), float("-inf"))
+    mask[rows, keys] = 0
+    return PrefixTree(elements, positions, ends, mask.view(b, s, -1), p, u)
 
 
-class _Block:
-    """Prompts with common beginnings merged; a row is named by its path from SOS."""
+@dataclass(frozen=True)
+class _Cut:
+    """Sorted prompts in stripes of one size."""
 
-    def __init__(self, prompts: Iterable[tuple[int, Path]], skip: int) -> None:
-        """The first `skip` rows of every prompt are in another block."""
-        self.paths: list[Path] = []
-        self.ancestors: list[list[int]] = []
-        """Of each row, those in this block, itself included."""
-        self.ends: list[tuple[int, int]] = []
-        """(prompt, slot)"""
-        slot_of: dict[Path, int] = {}
-        for number, prompt in prompts:
-            line: list[int] = []
-            for length in range(skip + 1, len(prompt) + 1):
-                path = prompt[:length]
-                slot = slot_of.setdefault(path, len(self.paths))
-                line = [*line, slot]
-                if slot == len(self.paths):
-                    self.paths.append(path)
-                    self.ancestors.append(line)
-            self.ends.append((number, line[-1]))
+    lines: list[list[int]]
+    """The rows of each prompt's elements."""
+    slots: int
+    trunk: int
+    reach: int
+
+    @property
+    def stripes(self) -> int:
+        return -(-(1 + max(line[-1] for line in self.lines)) // self.slots)
+
+    @property
+    def cost(self) -> float:
+        keys = self.trunk + self.reach + self.slots
+        return self.stripes * self.slots * (1 + keys / ATTENTION_COST)
 
 
-def _partition(prompts: Sequence[Path]) -> list[range]:
-    """Cut sorted prompts into blocks: of all sizes worth trying, the one that costs least."""
-    trunk = _common(prompts)
-    shared = [0, *(_common(pair) for pair in pairwise(prompts))]
-
-    def cut(capacity: int) -> list[tuple[range, int]]:
-        blocks, start, rows = [], 0, 0
-        for i, prompt in enumerate(prompts):
-            new = len(prompt) - shared[i]
-            if rows and rows + new > capacity:
-                blocks.append((range(start, i), rows))
-                start, rows, new = i, 0, len(prompt) - trunk
-            rows += new
-        return [*blocks, (range(start, len(prompts)), rows)]
-
-    def cost(blocks: list[tuple[range, int]]) -> float:
-        slots = max(rows for _, rows in blocks)
-        keys = slots + (trunk if len(blocks) > 1 else 0)
-        return len(blocks) * slots * (1 + keys / ATTENTION_COST)
-
-    longest = max(map(len, prompts))
-    cuts = [cut(capacity) for capacity in sorted({max(longest, rows) for rows in BLOCK_ROWS})]
-    return [block for block, _ in min(cuts, key=cost)]
+def _cuts(prompts: Sequence[Path]) -> list[_Cut]:
+    """Everything in one stripe, and stripes of every size worth trying."""
+    shared = [0, *map(_common, prompts, prompts[1:])]
+    trunk = min([len(path) - 1 for path in prompts] + shared[1:])
+    reach = max(map(len, prompts)) - trunk - 1
+    whole = _lines(prompts, shared, slots=sum(map(len, prompts)), trunk=0, reach=0)
+    rows = 1 + max(line[-1] for line in whole)
+    return [_Cut(whole, rows, 0, 0)] + [
+        _Cut(_lines(prompts, shared, slots=slots, trunk=trunk, reach=reach), slots, trunk, reach)
+        for slots in STRIPES
+        if max(trunk, reach) <= slots < rows
+    ]
 
 
-def _common(prompts: Sequence[Path]) -> int:
-    """How many first elements all prompts share, never a whole prompt: every EOT keeps a row of its own."""
-    first, *others = prompts
-    shortest = min(map(len, prompts)) - 1
-    return next((i for i in range(shortest) if any(other[i] != first[i] for other in others)), shortest)
+def _lines(
+    prompts: Sequence[Path], shared: Sequence[int], *, slots: int, trunk: int, reach: int
+) -> list[list[int]]:
+    """The rows of each prompt's elements; `shared` says how many first ones each has in common with the one before."""
+    lines: list[list[int]] = []
+    line: list[int] = []
+    count = 0
+    for prompt, kept in zip(prompts, shared, strict=True):
+        last = count + len(prompt) - kept - 1
+        if kept > trunk and line[trunk] < last // slots * slots - reach:          # its stripe would not see it
+            kept = trunk
+        new = range(count, count + len(prompt) - kept)
+        line = [*line[:kept], *new]
+        lines.append(line)
+        count += len(new)
+    return lines
+
+
+def _common(a: Path, b: Path) -> int:
+    """How many first elements two prompts share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
