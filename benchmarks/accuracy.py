@@ -42,9 +42,7 @@ def main() -> None:
     tree = changed(YAML(typ="safe").load(paths.PARAMS.read_text()), arguments.set)
     params = parse_params(tree, where="params.yaml with --set")
     settings = load_settings()
-    backbone = load_backbone(
-        params.backbone.architecture, params.backbone.pretrained, device=choose_device(settings)
-    )
+    backbone = load_backbone(**params.backbone.model_dump(), device=choose_device(settings))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, source in enumerate(arguments.source or [params.dataset.source]):

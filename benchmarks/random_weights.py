@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from coop_core.backbone import Backbone, load_backbone
+from coop_core.backbone import Backbone, Precision, load_backbone
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 
 
-def random_backbone(architecture: str, *, device: str) -> Backbone:
+def random_backbone(architecture: str, *, device: str, image_precision: Precision = "float32") -> Backbone:
     declare_missing_operators()
     import open_clip
 
@@ -17,4 +17,4 @@ def random_backbone(architecture: str, *, device: str) -> Backbone:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pt"
         torch.save(open_clip.create_model(architecture, pretrained_image=False).state_dict(), path)
-        return load_backbone(architecture, str(path), device=device)
+        return load_backbone(architecture, str(path), image_precision=image_precision, device=device)

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
-from coop_core.backbone import Backbone, digest_tensors
+from coop_core.backbone import Backbone, digest_tensors, load_backbone
 from coop_core.classifier import LinearClassifier
 from coop_core.errors import ArtifactError
 from coop_core.files import read_json, read_tensors, write_json, write_tensors
@@ -64,6 +64,12 @@ class Artifact:
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.card["class_names"])
 
+    def load_backbone(self, *, device: torch.device | str = "cpu") -> Backbone:
+        """The backbone that the card names; BackboneError when it cannot be had."""
+        ours = self.card["backbone"]
+        precision = ours.get("image_precision", "float32")
+        return load_backbone(ours["architecture"], ours["pretrained"], image_precision=precision, device=device)
+
     @property
     def transform(self) -> ImageTransform:
         constants = dict(self.card["backbone"]["transform"])
@@ -91,6 +97,7 @@ def make_card(
         "backbone": {
             "architecture": backbone.architecture,
             "pretrained": backbone.pretrained,
+            "image_precision": backbone.image_precision,
             "family": backbone.family,
             "weights_digest": backbone.weights_digest,
             "logit_scale": backbone.logit_scale,

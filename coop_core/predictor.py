@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from coop_core.artifact import Artifact, check_backbone, read_artifact, restore_learner
-from coop_core.backbone import Backbone, load_backbone
+from coop_core.backbone import Backbone
 from coop_core.classifier import LinearClassifier
 from coop_core.errors import ArtifactError
 
@@ -51,8 +51,7 @@ class Predictor:
     ) -> "Predictor":
         """From an artefact's folder, with the backbone that its card names."""
         artifact = read_artifact(folder)
-        ours = artifact.card["backbone"]
-        return cls(artifact, load_backbone(ours["architecture"], ours["pretrained"], device=device), class_names)
+        return cls(artifact, artifact.load_backbone(device=device), class_names)
 
     def predict(self, images: Sequence[Image.Image], *, top: int | None = None) -> list[Prediction]:
         """Upright RGB images -> the `top` most probable classes of each (all of them by default)."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from coop_core.backbone import TextTower, pad
+from coop_core.backbone import Precision, TextTower, pad
 from coop_core.backbone.packed_block import Shape
 from coop_core.backbone.packed_tower import Workspace, packed_tower, supports_packing
 from coop_core.backbone.prefix_tree import PrefixTree, build_tree
@@ -27,7 +27,6 @@ from coop_core.files import digest_json
 from coop_core.prompt import PromptLayout
 
 Path = Literal["packed", "cut", "full"]
-Precision = Literal["float32", "bfloat16", "float16"]
 ROWS_WORTH_A_PASS = 256
 """Padded rows that cost about as much as starting one more pass through the tower."""
 

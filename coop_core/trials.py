@@ -25,7 +25,7 @@ from coop_core.evaluation import evaluate
 from coop_core.features import extract_features, feature_key, normalised
 from coop_core.files import digest_json, read_array
 from coop_core.methods import load_method
-from coop_core.params import Params
+from coop_core.params import BackboneParams, Params
 from coop_core.split import Split, SplitImage, few_shot_split
 from coop_core.training import Epoch, Training, fit_together, generator_for
 
@@ -98,7 +98,7 @@ class TrialRunner:
         return [found[position] for position in range(len(trials))]
 
     def _prepare(self, params: Params, dataset: Dataset, on_epoch: Callable[[Epoch], object]) -> _Prepared:
-        backbone = self._backbone(params.backbone.architecture, params.backbone.pretrained)
+        backbone = self._backbone(params.backbone)
         split = few_shot_split(
             dataset,
             shots=params.split.shots,
@@ -127,11 +127,11 @@ class TrialRunner:
         zero_shot = self._zero_shot(backbone, split, test, labels)
         return _Prepared(training, split, test, labels, zero_shot)
 
-    def _backbone(self, architecture: str, pretrained: str | None) -> Backbone:
-        key = ("backbone", architecture, pretrained)
+    def _backbone(self, params: BackboneParams) -> Backbone:
+        key = ("backbone", params)
         if key not in self._kept:  # one at a time in memory
             self._kept.clear()
-        return self._keep(key, lambda: load_backbone(architecture, pretrained, device=self.device))
+        return self._keep(key, lambda: load_backbone(**params.model_dump(), device=self.device))
 
     def _features(
         self, backbone: Backbone, dataset: Dataset, images: Sequence[SplitImage], params: Params, *, views: int = 1

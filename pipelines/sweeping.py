@@ -194,7 +194,7 @@ def groups(orders: Sequence[Order]) -> list[list[Order]]:
     def shared(order: Order) -> tuple[Any, ...]:
         params = order.params
         backbone, split = params["backbone"], params["split"]
-        named = (backbone["architecture"], backbone["pretrained"] or "", order.dataset_digest, split["classes"])
+        named = (*map(str, backbone.values()), order.dataset_digest, split["classes"])
         return (params["train"]["epochs"] * split["shots"], *named, params["method"]["name"])
 
     found: list[list[Order]] = []

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from coop_core.artifact import Artifact, make_card, read_artifact, restore_learner, write_artifact
-from coop_core.backbone import load_backbone
+from coop_core.artifact import Artifact, check_backbone, make_card, read_artifact, restore_learner, write_artifact
+from coop_core.backbone import Backbone, load_backbone
 from coop_core.errors import ArtifactError
 from coop_core.methods import coop
 from coop_core.prompt import build_layout
@@ -25,14 +25,14 @@ OTHERS = ("pterodactyl", "forest", "sea lake", "highway")
 def saved(backbone, tmp_path):
     """A learner and the folder it was written to, at every call a new pair."""
 
-    def save(folder: str = "artefact", **params: Any) -> tuple[coop.CoOp, Path]:
+    def save(folder: str = "artefact", *, on: Backbone = backbone, **params: Any) -> tuple[coop.CoOp, Path]:
         method = coop.Params(**{"n_context": 3, "class_token_position": "middle", **params})
         generator = torch.Generator().manual_seed(len(folder))
-        learner = coop.build(method, backbone=backbone, class_names=NAMES, generator=generator)
+        learner = coop.build(method, backbone=on, class_names=NAMES, generator=generator)
         card = make_card(
             learner=learner,
             method=method,
-            backbone=backbone,
+            backbone=on,
             split=_split(),
             shots=1,
             params={"seed": 7},
@@ -134,6 +134,22 @@ def test_equal_weights_with_another_activation_are_refused(saved, zoo, tmp_path)
 
     with pytest.raises(ArtifactError, match="load the backbone they were learned on"):
         restore_learner(read_artifact(folder), load_backbone(f"local-dir:{tmp_path / 'quick'}", None))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_artefact_loads_the_backbone_it_was_learned_on(saved, zoo, precision):
+    _, folder = saved(on=load_backbone(zoo.architecture("flat"), None, image_precision=precision))
+    artifact = read_artifact(folder)
+
+    check_backbone(artifact, artifact.load_backbone())
+
+
+def test_a_card_from_before_image_precision_means_float32(saved, backbone):
+    _, folder = saved()
+    artifact = read_artifact(folder)
+    del artifact.card["backbone"]["image_precision"]
+
+    assert artifact.load_backbone().weights_digest == backbone.weights_digest
 
 
 def test_a_method_of_another_version_is_refused(saved, backbone):

@@ -15,6 +15,7 @@ from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.errors import BackboneError, PromptError
 from coop_core.features import feature_key
 from coop_core.images import ImageTransform
+from coop_core.text_encoding import encode_texts
 
 TEXTS = ["a photo of a cat.", "annual crop land", "two large dogs on a field, and a river by the sea."]
 
@@ -198,6 +199,36 @@ def test_image_features_carry_no_gradient(backbone):
     pixels = torch.zeros(1, 3, backbone.transform.size, backbone.transform.size, requires_grad=True)
 
     assert not backbone.encode_images(pixels).requires_grad
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["flat", "flat-resnet-quickgelu", "native", "mini"])
+def test_an_image_tower_in_half_precision_says_nearly_the_same(zoo, name, precision, relative_error):
+    architecture = "mini" if name == "mini" else zoo.architecture(name)
+    exact, half = (load_backbone(architecture, None, image_precision=p) for p in ("float32", precision))
+    size = exact.transform.size
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+    found = half.encode_images(pixels)
+
+    assert 0 < relative_error(found, exact.encode_images(pixels)) <= 3e-2
+    assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["flat", "bert-mean-linear", "mini"])
+def test_the_text_tower_is_exact_whatever_the_image_tower_computes_in(zoo, name):
+    architecture = "mini" if name == "mini" else zoo.architecture(name)
+    exact, half = (load_backbone(architecture, None, image_precision=p) for p in ("float32", "bfloat16"))
+
+    found, expected = (encode_texts(backbone.text_tower, TEXTS) for backbone in (half, exact))
+
+    assert torch.equal(found, expected)
+
+
+def test_features_of_another_precision_are_kept_apart(zoo):
+    half = load_backbone(zoo.architecture("flat"), None, image_precision="bfloat16")
+
+    assert half.weights_digest != zoo.backbone("flat").weights_digest
 
 
 def test_the_same_weights_have_the_same_digest(zoo, tmp_path):

@@ -271,7 +271,8 @@ class Tower:
 def backbone_of(tower: Tower) -> Backbone:
     nothing = dict[str, Tensor]
     return Backbone(
-        architecture="toy", pretrained=None, family="toy", transform=TRANSFORM, logit_scale=1.0, encode_images=tower,
+        architecture="toy", pretrained=None, image_precision="float32", family="toy", transform=TRANSFORM,
+        logit_scale=1.0, encode_images=tower,
         load_text_tower=lambda: pytest.fail("the images need no text tower"), load_weights=nothing, config={},
         device=torch.device("cpu"),
     )  # fmt: skip

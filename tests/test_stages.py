@@ -103,7 +103,7 @@ def _load_the_backbone_once(mini) -> Iterator[None]:
     """Every stage loads the same weights, which takes it some seconds; here they share them."""
     with pytest.MonkeyPatch.context() as patch:
         for stage in (features, baselines, train):
-            patch.setattr(stage, "load_backbone", lambda architecture, pretrained, device: mini)
+            patch.setattr(stage, "load_backbone", lambda **named: mini)
         yield
 
 

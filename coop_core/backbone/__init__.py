@@ -5,16 +5,24 @@ The only package that knows open_clip, timm and transformers. Importing it impor
 
 from typing import TYPE_CHECKING
 
-from coop_core.backbone.base import Backbone, TextTower, Tokenizer, digest_tensors, pad
+from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, digest_tensors, pad
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Backbone", "TextTower", "Tokenizer", "digest_tensors", "load_backbone", "pad"]
+__all__ = ["Backbone", "Precision", "TextTower", "Tokenizer", "digest_tensors", "load_backbone", "pad"]
 
 
-def load_backbone(architecture: str, pretrained: str | None, *, device: "torch.device | str" = "cpu") -> Backbone:
+def load_backbone(
+    architecture: str,
+    pretrained: str | None,
+    *,
+    image_precision: Precision = "float32",
+    device: "torch.device | str" = "cpu",
+) -> Backbone:
     """Load frozen weights; `mini` needs no network, every other name goes to open_clip.
+
+    The image tower is kept and computed in `image_precision`, the text tower in float32 (an engine has its own say).
 
     Raises
     ------
@@ -25,7 +33,7 @@ def load_backbone(architecture: str, pretrained: str | None, *, device: "torch.d
     if architecture == "mini":
         from coop_core.backbone.mini import load_mini
 
-        return load_mini(pretrained, device=device)
+        return load_mini(pretrained, image_precision=image_precision, device=device)
     from coop_core.backbone.open_clip_models import load_open_clip
 
-    return load_open_clip(architecture, pretrained, device=device)
+    return load_open_clip(architecture, pretrained, image_precision=image_precision, device=device)

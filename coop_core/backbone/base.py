@@ -7,7 +7,7 @@ d joint width.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from coop_core.errors import PromptError
 from coop_core.files import digest_bytes, digest_json
 from coop_core.images import ImageTransform
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,15 @@ class TextTower(Protocol):
 class Backbone:
     architecture: str
     pretrained: str | None
+    image_precision: Precision
+    """What the image tower is kept and computed in."""
     family: str
     """The kind of text tower, in words."""
     transform: ImageTransform
     logit_scale: float
     """The factor itself, after exp."""
     encode_images: Callable[[Tensor], Tensor]
-    """Normalised pixels (n, 3, size, size) -> features (n, d), not L2-normalised, without gradient."""
+    """Normalised pixels (n, 3, size, size) -> features (n, d), float32, not L2-normalised, without gradient."""
     load_text_tower: Callable[[], TextTower]
     load_weights: Callable[[], Mapping[str, Tensor]]
     config: dict[str, Any]

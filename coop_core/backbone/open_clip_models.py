@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coop_core.backbone.base import Backbone, TextTower, Tokenizer, freeze
+from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze
 from coop_core.backbone.tokenizers import from_hugging_face, from_simple_tokenizer
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import CausalTextTower, PaddedTextTower
@@ -18,7 +18,9 @@ from coop_core.images import ImageTransform
 SUPPORTED = "OpenAI-type CLIP, open_clip's native causal text towers and Hugging Face encoders"
 
 
-def load_open_clip(architecture: str, pretrained: str | None, *, device: torch.device | str) -> Backbone:
+def load_open_clip(
+    architecture: str, pretrained: str | None, *, image_precision: Precision, device: torch.device | str
+) -> Backbone:
     """Load a model and find out from its parts, not from its name, what kind of text tower it has."""
     declare_missing_operators()
     import open_clip
@@ -27,14 +29,17 @@ def load_open_clip(architecture: str, pretrained: str | None, *, device: torch.d
     family = text_family(model)
     device = torch.device(device)
     freeze(model).to(device)
+    dtype: torch.dtype = getattr(torch, image_precision)
+    model.visual.to(dtype)
 
     @torch.no_grad()
     def encode_images(pixels: Tensor) -> Tensor:
-        return model.encode_image(pixels.to(device)).float()
+        return model.encode_image(pixels.to(device, dtype)).float()
 
     return Backbone(
         architecture=architecture,
         pretrained=pretrained,
+        image_precision=image_precision,
         family=family,
         transform=_image_transform(architecture, model.visual.preprocess_cfg),
         logit_scale=model.logit_scale.detach().float().exp().item(),

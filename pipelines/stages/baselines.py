@@ -15,9 +15,7 @@ from pipelines.settings import choose_device, load_settings
 def main() -> None:
     params = load_params(paths.PARAMS)
     split = read_split(paths.SPLIT)
-    backbone = load_backbone(
-        params.backbone.architecture, params.backbone.pretrained, device=choose_device(load_settings())
-    )
+    backbone = load_backbone(**params.backbone.model_dump(), device=choose_device(load_settings()))
     templates = params.baselines.ensemble_templates
     zero_shot = baselines.zero_shot(backbone, split.class_names, split.template)
     ensemble = baselines.prompt_ensemble(backbone, split.class_names, templates, own_template=split.template)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from coop_core.artifact import Artifact, read_artifact, restore_learner
-from coop_core.backbone import load_backbone
 from coop_core.classifier import LinearClassifier
 from coop_core.evaluation import Evaluation, evaluate
 from coop_core.features import load_features, normalised
@@ -65,8 +64,7 @@ def learned_probabilities(artifact: Artifact, features: torch.Tensor) -> np.ndar
     """Of the test images, by the classifier the prompt collapsed to, or by the method where it cannot."""
     if artifact.class_weights is not None:
         return artifact.class_weights.probabilities(features).numpy()
-    ours = artifact.card["backbone"]
-    learner = restore_learner(artifact, load_backbone(ours["architecture"], ours["pretrained"]))
+    learner = restore_learner(artifact, artifact.load_backbone())
     with torch.no_grad():
         return learner(normalised(features.numpy())).softmax(dim=-1).numpy()
 

@@ -17,7 +17,7 @@ def main() -> None:
     params, settings = load_params(paths.PARAMS), load_settings()
     device = choose_device(settings)
     split = read_split(paths.SPLIT)
-    backbone = load_backbone(params.backbone.architecture, params.backbone.pretrained, device=device)
+    backbone = load_backbone(**params.backbone.model_dump(), device=device)
     log.info("backbone %s on %s", backbone.name, device)
     subsets = {"train": (split.train, params.features.views), "val": (split.val, 1), "test": (split.test, 1)}
     for name, (images, views) in subsets.items():

@@ -32,7 +32,7 @@ def main() -> None:
     params, settings = load_params(paths.PARAMS), load_settings()
     split = read_split(paths.SPLIT)
     device = choose_device(settings)
-    backbone = load_backbone(params.backbone.architecture, params.backbone.pretrained, device=device)
+    backbone = load_backbone(**params.backbone.model_dump(), device=device)
     checkpoints = settings.cache_folder / paths.CHECKPOINTS
     paths.CURVE_PROMPTS.mkdir(parents=True, exist_ok=True)
     for shots in params.split.curve_shots:
