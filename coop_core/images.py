@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from coop_core.errors import DatasetError
 from coop_core.files import digest_json, read_array
@@ -51,7 +51,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     OSError
         For truncated files, and floating-point pixels, whose range nobody knows.
     """
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:                    # an upright image is not copied
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise OSError("floating-point pixels")
     if image.mode.startswith("I"):
@@ -59,7 +61,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((wide // 257).astype(np.uint8)).convert("RGB")
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @functools.lru_cache(maxsize=8)
@@ -84,35 +86,40 @@ class ImageTransform:
     def digest(self) -> str:
         return digest_json(asdict(self))
 
-    def test_view(self, image: Image.Image) -> np.ndarray:
-        """The deterministic view (view 0): RGB image -> float32 (3, size, size), normalised."""
+    def test_view(self, image: Image.Image, *, out: np.ndarray | None = None) -> np.ndarray:
+        """The deterministic view (view 0): RGB image -> float32 (3, size, size), normalised, in `out` if given."""
         resampling = _RESAMPLING[self.interpolation]
         if self.resize_mode == "squash":
-            return self._normalise(image.resize((self.size, self.size), resampling))
+            return self._normalise(image.resize((self.size, self.size), resampling), out)
         width, height = image.size
         short = min(width, height)
         resized = image.resize((self.size * width // short, self.size * height // short), resampling)
         left, top = round((resized.width - self.size) / 2), round((resized.height - self.size) / 2)
-        return self._normalise(resized.crop((left, top, left + self.size, top + self.size)))
+        return self._normalise(resized.crop((left, top, left + self.size, top + self.size)), out)
 
-    def training_view(self, image: Image.Image, rng: random.Random) -> np.ndarray:
+    def training_view(
+        self, image: Image.Image, rng: random.Random, *, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """An augmented view: random resized crop (scale 0.08-1, aspect 3/4-4/3), flipped half of the time."""
         box = _random_crop(*image.size, rng)
         crop = image.resize((self.size, self.size), _RESAMPLING[self.interpolation], box=box)
         if rng.random() < 0.5:
             crop = ImageOps.mirror(crop)
-        return self._normalise(crop)
+        return self._normalise(crop, out)
 
-    def view(self, image: Image.Image, *, view: int, seed: int, image_digest: str) -> np.ndarray:
+    def view(
+        self, image: Image.Image, *, view: int, seed: int, image_digest: str, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """View 0 is the test view; any other depends on nothing but the image, the seed and its number."""
         if view == 0:
-            return self.test_view(image)
+            return self.test_view(image, out=out)
         entropy = hashlib.sha256(f"{seed}:{image_digest}:{view}".encode()).digest()
-        return self.training_view(image, random.Random(entropy))
+        return self.training_view(image, random.Random(entropy), out=out)
 
-    def _normalise(self, image: Image.Image) -> np.ndarray:
+    def _normalise(self, image: Image.Image, out: np.ndarray | None) -> np.ndarray:
         mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (self.mean, self.std))
-        pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")  # (3, size, size)
+        pixels = np.empty((3, self.size, self.size), np.float32) if out is None else out
+        pixels[:] = np.asarray(image).transpose(2, 0, 1)
         pixels /= 255.0
         pixels -= mean
         pixels /= std

@@ -104,6 +104,15 @@ def test_view_0_is_the_test_view_whatever_the_seed_and_digest(seed: int, image_d
     np.testing.assert_array_equal(view(0, seed=seed, image_digest=image_digest), expected)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_view_is_written_where_it_is_wanted(number: int) -> None:
+    image, out = toy_image(0, size=(30, 20)), np.full((3, TRANSFORM.size, TRANSFORM.size), 7, np.float32)
+
+    TRANSFORM.view(image, view=number, seed=1, image_digest="abc", out=out)
+
+    np.testing.assert_array_equal(out, view(number))
+
+
 def test_a_view_is_the_same_at_every_call_whatever_the_global_random_state() -> None:
     random.seed(0)
     first = view(3)
