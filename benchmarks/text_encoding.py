@@ -98,15 +98,15 @@ def step(encoder: PromptEncoder, context: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def timed(encoder: PromptEncoder, context: torch.Tensor, repeats: int) -> float:
-    """The median of `repeats` steps after one that does not count, in seconds."""
+    """The median of `repeats` steps in seconds, after one that does not count where there are several."""
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats + (repeats > 1)):
         synchronise(context.device)
         start = time.perf_counter()
         step(encoder, context)
         synchronise(context.device)
         seconds.append(time.perf_counter() - start)
-    return sorted(seconds[1:])[repeats // 2]
+    return sorted(seconds[-repeats:])[repeats // 2]
 
 
 def synchronise(device: torch.device) -> None:
