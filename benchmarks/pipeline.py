@@ -45,6 +45,7 @@ COMMANDS = Path(sys.executable).parent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="mini", help="mini, or an open_clip name with random weights")
+    parser.add_argument("--image-precision", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
@@ -104,6 +105,7 @@ def throughput(images: list[SplitImage], folder: Path, arguments: Any) -> dict[s
     share = rates["bare"] / rates["decoding"]
     return {
         "backbone": arguments.backbone,
+        "image_precision": arguments.image_precision,
         "images": len(images),
         "batch_size": arguments.batch_size,
         "device": arguments.device,
@@ -115,9 +117,10 @@ def throughput(images: list[SplitImage], folder: Path, arguments: Any) -> dict[s
 
 
 def load(arguments: Any) -> Backbone:
+    options = {"image_precision": arguments.image_precision, "device": arguments.device}
     if arguments.backbone == "mini":
-        return load_backbone("mini", None, device=arguments.device)
-    return random_backbone(arguments.backbone, device=arguments.device)
+        return load_backbone("mini", None, **options)
+    return random_backbone(arguments.backbone, **options)
 
 
 def decoded(backbone: Backbone, images: list[SplitImage], folder: Path) -> list[np.ndarray]:
@@ -147,7 +150,8 @@ def peak(count: int, folder: Path, arguments: Any) -> int:
     """Peak resident memory of an extraction over what the loaded model holds, in a process of its own (Linux)."""
     answer = folder / "peak.json"
     words = [sys.executable, __file__, "--backbone", arguments.backbone, "--device", arguments.device,
-             "--batch-size", str(arguments.batch_size), "--peak", str(count), str(folder), str(answer)]  # fmt: skip
+             "--image-precision", arguments.image_precision, "--batch-size", str(arguments.batch_size),
+             "--peak", str(count), str(folder), str(answer)]  # fmt: skip
     subprocess.run(words, check=True)
     return int(read_json(answer))
 
@@ -190,7 +194,8 @@ def timed_command(*words: str, repeats: int = 5) -> dict[str, Any]:
 def show(found: dict[str, Any]) -> None:
     rates = found["throughput"]
     machine = f"{rates['device']}, {os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
-    what = f"{rates['backbone']}, {rates['images']} images in batches of {rates['batch_size']}"
+    tower = f"{rates['backbone']} in {rates['image_precision']}"
+    what = f"{tower}, {rates['images']} images in batches of {rates['batch_size']}"
     table = Table(title=f"{what}; {machine}")
     table.add_column("")
     table.add_column("found", justify="right")

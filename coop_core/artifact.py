@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
-from coop_core.backbone import Backbone, digest_tensors, load_backbone
+from coop_core.backbone import Backbone, Precision, backbone_name, digest_tensors, load_backbone
 from coop_core.classifier import LinearClassifier
 from coop_core.errors import ArtifactError
 from coop_core.files import read_json, read_tensors, write_json, write_tensors
@@ -39,6 +39,7 @@ class _TransformFields(BaseModel):
 class _BackboneFields(BaseModel):
     architecture: str
     pretrained: str | None
+    image_precision: Precision = "float32"
     weights_digest: str
     transform: _TransformFields
 
@@ -174,7 +175,7 @@ def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
     """
     ours = artifact.card["backbone"]
     if ours["weights_digest"] != backbone.weights_digest:
-        name = f"{ours['architecture']} ({ours['pretrained']})"
+        name = backbone_name(ours["architecture"], ours["pretrained"], ours.get("image_precision", "float32"))
         raise ArtifactError(
             f"the context vectors were learned on {name} with weights {ours['weights_digest'][:12]}, but this is "
             f"{backbone.name} with weights {backbone.weights_digest[:12]}: load the backbone they were learned on"

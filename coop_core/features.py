@@ -25,6 +25,8 @@ Request = tuple[SplitImage, int]
 """An image and the number of its view."""
 _AHEAD = 2
 """Batches that are decoded ahead of the model."""
+_STANDING_BACK = 5
+"""The nice value of threads that decode beside a model on the same cores."""
 _ROWS = 1024
 """Rows that are copied from the store at a time."""
 
@@ -124,9 +126,12 @@ def _batches(
 
 
 def _stand_back() -> None:
-    """Let the model go first on cores that this thread shares with it: where one of its threads is held up, all are."""
+    """Let the model go first on cores that this thread shares with it: where one of its threads is held up, all are.
+
+    Not more than that: a priority counts against other processes, too, and the model waits for its pixels.
+    """
     if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _STANDING_BACK)
 
 
 def _decoded(pixels: Tensor, rows: Sequence[Future[None]]) -> Tensor:

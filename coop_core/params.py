@@ -72,8 +72,9 @@ class BackboneParams(Section):
     pretrained: str | None = None
     """open_clip's pretrained tag or a local checkpoint; null for mini, hf-hub: and local-dir:."""
     image_precision: Precision = "float32"
-    """What the image tower computes in. Where the processor has it, bfloat16 is two to four times as fast; it changes
-    features by hundredths, float16 by thousandths. A prompt answers with the precision it was learned with."""
+    """What the image tower computes in. Where the processor has it, bfloat16 is 1.5 to 4 times as fast; it changes
+    features by hundredths; float16, which few CPUs are faster in, by thousandths. A prompt answers with the precision
+    it was learned with."""
 
 
 class FeatureParams(Section):

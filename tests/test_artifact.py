@@ -152,6 +152,24 @@ def test_a_card_from_before_image_precision_means_float32(saved, backbone):
     assert artifact.load_backbone().weights_digest == backbone.weights_digest
 
 
+def test_another_precision_is_refused_naming_it(saved, zoo):
+    _, folder = saved()
+    half = load_backbone(zoo.architecture("flat"), None, image_precision="bfloat16")
+
+    with pytest.raises(ArtifactError, match=r"flat with weights .* is .*flat, images in bfloat16 with weights"):
+        check_backbone(read_artifact(folder), half)
+
+
+def test_a_card_with_an_unknown_precision_is_not_whole(saved):
+    _, folder = saved()
+    card = json.loads((folder / "card.json").read_text())
+    card["backbone"]["image_precision"] = "bf16"
+    (folder / "card.json").write_text(json.dumps(card))
+
+    with pytest.raises(ArtifactError, match=r"not whole \(backbone.image_precision: input should be 'float32'"):
+        read_artifact(folder)
+
+
 def test_a_method_of_another_version_is_refused(saved, backbone):
     _, folder = saved()
     artifact = read_artifact(folder)

@@ -182,9 +182,11 @@ def test_kept_bytes_is_more_and_less_than_twice_what_is_held_between_the_passes(
 
 @pytest.mark.parametrize("sets", [1, 3])
 @pytest.mark.parametrize("activation", ["GELU", "QuickGELU"])
-def test_kept_bytes_is_enough_for_the_peak_of_a_step(open_clip, activation, sets):
-    tower = _wide_tower(open_clip, activation)
-    packed, words = _Packed(tower, MANY), _words(tower, sets=sets)
+@pytest.mark.parametrize("prompts", [FEW, MANY, 30 * FEW[:1]], ids=["one stripe", "several stripes", "one prompt"])
+@pytest.mark.parametrize("layers", [4, 24])
+def test_kept_bytes_is_enough_for_the_peak_of_a_step(open_clip, activation, sets, prompts, layers):
+    tower = _wide_tower(open_clip, activation, layers=layers)
+    packed, words = _Packed(tower, prompts), _words(tower, sets=sets)
 
     with Memory() as memory:
         _with_gradient(packed, words)
@@ -356,9 +358,9 @@ def _animals() -> list[str]:
     return [f"{colour} {animal}" for colour in ("red", "grey", "black") for animal in animals]
 
 
-def _wide_tower(open_clip: Any, activation: str) -> CausalTextTower:
+def _wide_tower(open_clip: Any, activation: str, *, layers: int = 4) -> CausalTextTower:
     """Wide enough that nothing but the tower's rows counts."""
     kind = {"GELU": nn.GELU, "QuickGELU": open_clip.transformer.QuickGELU}[activation]
-    sizes = {"context_length": 16, "vocab_size": VOCABULARY, "width": 256, "heads": 4, "layers": 4}
+    sizes = {"context_length": 16, "vocab_size": VOCABULARY, "width": 256, "heads": 4, "layers": layers}
     module = open_clip.transformer.TextTransformer(**sizes, act_layer=kind).eval().requires_grad_(False)
     return CausalTextTower(module, tokenizer=None, encode_words=None)

@@ -237,6 +237,16 @@ def test_a_long_list_takes_less_than_half_of_the_rows_of_its_prompts(context):
     assert len(tree.elements) < sum(map(len, prompts)) / 2
 
 
+@pytest.mark.parametrize(("shared", "count"), [(True, 400), (False, 30)], ids=["trunk", "reach"])
+def test_stripes_grow_with_what_they_must_read(shared, count):
+    prompts = [(SOS, *(("context", j if shared else 200 * i + j) for j in range(150)), i, EOT) for i in range(count)]
+
+    tree = build_tree(prompts)
+
+    assert 150 <= tree.shape[1] <= 160
+    assert [_seen(tree, end) for end in tree.ends.tolist()] == [list(enumerate(path)) for path in prompts]
+
+
 def _sentences(names: list[str]) -> list[Path]:
     return [_words(f"SOS a photo of {name} . EOT") for name in names]
 

@@ -5,12 +5,12 @@ The only package that knows open_clip, timm and transformers. Importing it impor
 
 from typing import TYPE_CHECKING
 
-from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, digest_tensors, pad
+from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, backbone_name, digest_tensors, pad
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Backbone", "Precision", "TextTower", "Tokenizer", "digest_tensors", "load_backbone", "pad"]
+__all__ = ["Backbone", "Precision", "TextTower", "Tokenizer", "backbone_name", "digest_tensors", "load_backbone", "pad"]
 
 
 def load_backbone(

@@ -99,7 +99,7 @@ class Backbone:
 
     @property
     def name(self) -> str:
-        return f"{self.architecture} ({self.pretrained})" if self.pretrained else self.architecture
+        return backbone_name(self.architecture, self.pretrained, self.image_precision)
 
     @cached_property
     def text_tower(self) -> TextTower:
@@ -110,8 +110,17 @@ class Backbone:
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 over every frozen tensor's name, shape, type and values, and over how they are computed with."""
+        """SHA-256 over every frozen tensor's name, shape, type and values, and over how they are computed with.
+
+        The image tower's tensors are of the type it computes in, so that `image_precision` is in it.
+        """
         return digest_json([digest_tensors(self.load_weights()), self.config])
+
+
+def backbone_name(architecture: str, pretrained: str | None, image_precision: Precision) -> str:
+    """For people: "ViT-B-16-quickgelu (openai)", "mini (imagenet-minilm), images in bfloat16"."""
+    name = f"{architecture} ({pretrained})" if pretrained else architecture
+    return name if image_precision == "float32" else f"{name}, images in {image_precision}"
 
 
 def verify_text_tower(tower: TextTower, *, name: str) -> None:

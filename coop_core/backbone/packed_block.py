@@ -1,8 +1,8 @@
 """Packed block: one frozen transformer block over the rows of a prefix tree, forward and backward by hand.
 
 Only the gradient of the rows is wanted, never that of a weight. Written out, a block keeps what its own backward
-pass reads and nothing more, and its frozen matrices are laid out once, for both directions, as the processor
-multiplies fastest.
+pass reads and nothing more, and its frozen matrices lie in memory as the processor multiplies fastest, once for
+each direction.
 
 Dimensions: g sets of context vectors, r = b s rows of a tree of b stripes with s slots, which read p rows of trunk
 and u rows before them besides their own; e ends in the fullest stripe, h heads of width a = w / h, n = g b h.
@@ -11,7 +11,6 @@ Residual rows and layer norms are float32, matrix products of the type the block
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -75,31 +74,30 @@ class Shape:
 
 
 class Linear:
-    """y = x W^T + b with frozen W (out, in) and b (out)."""
+    """y = x W^T + b with frozen W (out, in) and b (out), both ways."""
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        self.forward = partial(_product(weight), bias=bias)
-        """(..., in) -> (..., out)"""
-        self.backward = partial(_product(weight.T), bias=None)
-        """(..., out) -> (..., in)"""
-
-    @classmethod
-    def frozen(cls, weight: Tensor, bias: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> "Linear":
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> None:
+        """`scale` (out,) is multiplied into both."""
         weight, bias = weight.detach(), bias.detach()
         if scale is not None:
             weight, bias = weight * scale[:, None], bias * scale
-        return cls(weight.to(dtype), bias.to(dtype))
+        weight = weight.to(dtype)
+        self.forward = _product(weight, bias.to(dtype))
+        """(..., in) -> (..., out)"""
+        self.backward = _product(weight.T, None)
+        """(..., out) -> (..., in)"""
 
 
-def _product(weight: Tensor) -> Callable[..., Tensor]:
-    """(..., in), bias (out) or None -> rows W^T + bias (..., out), for W (out, in).
+def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """x (..., in) -> x W^T + bias (..., out).
 
     On a CPU, W is kept as oneDNN multiplies it: for the few rows of a short class list, putting it in that order
-    costs up to as much as the product.
+    takes much of the product's time (docs/decisions/003).
     """
     if not _is_packable(weight):
-        return partial(_multiply, weight)
-    return partial(_multiply_packed, torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()))
+        return lambda x: F.linear(x, weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 def _is_packable(weight: Tensor) -> bool:
@@ -111,14 +109,6 @@ def _is_packable(weight: Tensor) -> bool:
     if weight.dtype == torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     return True
-
-
-def _multiply(weight: Tensor, x: Tensor, *, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight, bias)
-
-
-def _multiply_packed(packed: Tensor, x: Tensor, *, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 class Norm:
@@ -159,25 +149,29 @@ class Attention:
 
     q: Tensor
     """(n, i, a)"""
-    k: Tensor
-    """(n, j, a)"""
-    v: Tensor
+    kv: Tensor
+    """(2, n, j, a)"""
     weights: Tensor
     """(n, i, j)"""
 
     @classmethod
-    def forward(cls, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, heads: int) -> tuple[Tensor, "Attention"]:
+    def forward(cls, q: Tensor, kv: Tensor, mask: Tensor, heads: int) -> tuple[Tensor, "Attention"]:
         """Queries over keys and values under an additive mask (b, 1, i, j) -> attended (n, i, a)."""
+        k, v = kv
         scores = torch.bmm(q, k.mT)
         scores.view(-1, len(mask), heads, *scores.shape[1:]).add_(mask)
         weights = torch.softmax(scores, dim=-1)
-        return torch.bmm(weights, v), cls(q, k, v, weights)
+        return torch.bmm(weights, v), cls(q, kv, weights)
 
-    def backward(self, do: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradient of the attended -> those of queries, keys and values."""
-        dweights = torch.bmm(do, self.v.mT)
+    def backward(self, do: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the attended -> those of queries, and of keys and values."""
+        k, v = self.kv
+        dkv = torch.empty_like(self.kv)
+        torch.bmm(self.weights.mT, do, out=dkv[1])
+        dweights = torch.bmm(do, v.mT)
         dscores = aten._softmax_backward_data(dweights, self.weights, -1, dweights.dtype)
-        return torch.bmm(dscores, self.k), torch.bmm(dscores.mT, self.q), torch.bmm(self.weights.mT, do)
+        torch.bmm(dscores.mT, self.q, out=dkv[0])
+        return torch.bmm(dscores, k), dkv
 
 
 @dataclass
@@ -201,11 +195,11 @@ class Block:
         scale = torch.ones(3 * self.width, device=w.device)
         scale[: self.width] = (self.width // self.heads) ** -0.5
         parts = (slice(0, self.width), slice(self.width, None)) if last else (slice(None),)
-        self.attended = [Linear.frozen(w[part], attention.in_proj_bias[part], dtype, scale[part]) for part in parts]
+        self.attended = [Linear(w[part], attention.in_proj_bias[part], dtype, scale[part]) for part in parts]
         """To queries, keys and values; in the last block to queries, and to keys and values."""
-        self.out = Linear.frozen(attention.out_proj.weight, attention.out_proj.bias, dtype, _gamma(block.ls_1))
-        self.up = Linear.frozen(mlp.c_fc.weight, mlp.c_fc.bias, dtype)
-        self.down = Linear.frozen(mlp.c_proj.weight, mlp.c_proj.bias, dtype, _gamma(block.ls_2))
+        self.out = Linear(attention.out_proj.weight, attention.out_proj.bias, dtype, _gamma(block.ls_1))
+        self.up = Linear(mlp.c_fc.weight, mlp.c_fc.bias, dtype)
+        self.down = Linear(mlp.c_proj.weight, mlp.c_proj.bias, dtype, _gamma(block.ls_2))
         self.norm_1, self.norm_2, self.gelu = Norm(block.ln_1), Norm(block.ln_2), Gelu(mlp.gelu)
         self.dtype, self.last = dtype, last
 
@@ -233,26 +227,25 @@ class Block:
     def _attend(self, y: Tensor, shape: Shape) -> tuple[Tensor, Attention]:
         """Normed rows (g, r, w) -> attended rows (g, r, w)."""
         (to_qkv,) = self.attended
-        q, k, v = self._by_heads(to_qkv.forward(y), shape)
-        return self._over(q, k, v, shape.mask, shape)
+        qkv = self._by_heads(to_qkv.forward(y), shape)
+        return self._over(qkv[0], qkv[1:], shape.mask, shape)
 
     def _attend_backward(self, dattended: Tensor, saved: Attention, shape: Shape) -> Tensor:
         (to_qkv,) = self.attended
         (gradient,) = self._by_heads(dattended, shape)
-        dq, dk, dv = saved.backward(gradient.flatten(0, 2))
+        dq, dkv = saved.backward(gradient.flatten(0, 2))
         dqkv = dattended.new_empty(*dattended.shape[:2], 3 * self.width)
-        to_q, to_k, to_v = self._by_heads(dqkv, shape)
-        to_q.copy_(dq.view(to_q.shape))
-        _split(dk, to_k, shape)
-        _split(dv, to_v, shape)
+        by_heads = self._by_heads(dqkv, shape)
+        by_heads[0] = dq.view(gradient.shape)
+        _split(dkv, by_heads[1:], shape)
         return to_qkv.backward(dqkv)
 
     def _attend_ends(self, y: Tensor, shape: Shape) -> tuple[Tensor, Attention]:
         """Normed rows (g, r, w) -> attended rows of the ends alone (g, c, w)."""
         to_q, to_kv = self.attended
-        k, v = self._by_heads(to_kv.forward(y), shape)
+        kv = self._by_heads(to_kv.forward(y), shape)
         (q,) = self._by_heads(to_q.forward(y.index_select(1, shape.ends)).index_select(1, shape.grid), shape)
-        attended, saved = self._over(q, k, v, shape.end_mask, shape)
+        attended, saved = self._over(q, kv, shape.end_mask, shape)
         return attended.index_select(1, shape.places), saved
 
     def _attend_ends_backward(self, dattended: Tensor, saved: Attention, shape: Shape) -> Tensor:
@@ -260,17 +253,16 @@ class Block:
         g, b, s = len(dattended), len(shape.mask), shape.mask.shape[2]
         on_grid = dattended.new_zeros(g, len(shape.grid), self.width).index_copy_(1, shape.places, dattended)
         (gradient,) = self._by_heads(on_grid, shape)
-        dq, dk, dv = saved.backward(gradient.flatten(0, 2))
-        dkv = dattended.new_empty(g, b * s, 2 * self.width)
-        to_k, to_v = self._by_heads(dkv, shape)
-        _split(dk, to_k, shape)
-        _split(dv, to_v, shape)
+        dq, dkv = saved.backward(gradient.flatten(0, 2))
+        rows = dattended.new_empty(g, b * s, 2 * self.width)
+        _split(dkv, self._by_heads(rows, shape), shape)
         dends = to_q.backward(self._from_heads(dq, shape).index_select(1, shape.places))
-        return to_kv.backward(dkv).index_add_(1, shape.ends, dends)
+        return to_kv.backward(rows).index_add_(1, shape.ends, dends)
 
-    def _over(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, shape: Shape) -> tuple[Tensor, Attention]:
-        """Queries, keys and values by heads (g, b, h, ., a) -> attended rows (g, b ., w)."""
-        found, saved = Attention.forward(q.flatten(0, 2), _join(k, shape), _join(v, shape), mask, self.heads)
+    def _over(self, q: Tensor, kv: Tensor, mask: Tensor, shape: Shape) -> tuple[Tensor, Attention]:
+        """Queries (g, b, h, ., a) over keys and values (2, g, b, h, s, a) -> attended rows (g, b ., w)."""
+        q = q.flatten(0, 2).contiguous()                                          # a view would keep keys and values
+        found, saved = Attention.forward(q, _join(kv, shape), mask, self.heads)
         return self._from_heads(found, shape), saved
 
     def _by_heads(self, rows: Tensor, shape: Shape) -> Tensor:
@@ -285,27 +277,27 @@ class Block:
         return found.view(-1, b, self.heads, s, a).transpose(2, 3).reshape(-1, b * s, self.width)
 
 
-def _join(rows: Tensor, shape: Shape) -> Tensor:
-    """Keys or values by heads (g, b, h, s, a) -> what each stripe reads (n, p + u + s, a)."""
-    *lead, s, a = rows.shape
+def _join(kv: Tensor, shape: Shape) -> Tensor:
+    """Keys and values by heads (2, g, b, h, s, a) -> what each stripe reads (2, n, p + u + s, a)."""
+    *lead, s, a = kv.shape
     p, u = shape.trunk, shape.reach
-    joined = rows.new_empty(*lead, p + u + s, a)
-    joined[..., p + u :, :] = rows
+    joined = kv.new_empty(*lead, p + u + s, a)
+    joined[..., p + u :, :] = kv
     if p + u:
-        joined[..., :p, :] = rows[:, :1, :, :p]
-        joined[:, 1:, :, p : p + u] = rows[:, :-1, :, s - u :]
-        joined[:, 0, :, p : p + u] = 0                                            # hidden, but never not a number
-    return joined.flatten(0, 2)
+        joined[..., :p, :] = kv[:, :, :1, :, :p]
+        joined[:, :, 1:, :, p : p + u] = kv[:, :, :-1, :, s - u :]
+        joined[:, :, 0, :, p : p + u] = 0                                         # hidden, but never not a number
+    return joined.flatten(1, 3)
 
 
-def _split(gradient: Tensor, rows: Tensor, shape: Shape) -> None:
-    """The gradient of what was joined (n, p + u + s, a) -> written into that of its rows (g, b, h, s, a)."""
-    p, u = shape.trunk, shape.reach
-    by_stripe = gradient.view(*rows.shape[:3], -1, rows.shape[-1])
-    rows.copy_(by_stripe[..., p + u :, :])
+def _split(gradient: Tensor, kv: Tensor, shape: Shape) -> None:
+    """The gradient of what was joined (2, n, p + u + s, a) -> written into that of its rows (2, g, b, h, s, a)."""
+    p, u, s = shape.trunk, shape.reach, kv.shape[-2]
+    by_stripe = gradient.view(*kv.shape[:4], -1, kv.shape[-1])
+    kv.copy_(by_stripe[..., p + u :, :])
     if p + u:
-        rows[:, :-1, :, rows.shape[-2] - u :] += by_stripe[:, 1:, :, p : p + u]
-        rows[:, 0, :, :p] += by_stripe[..., :p, :].sum(dim=1)
+        kv[:, :, :-1, :, s - u :] += by_stripe[:, :, 1:, :, p : p + u]
+        kv[:, :, 0, :, :p] += by_stripe[..., :p, :].sum(dim=2)
 
 
 def _gamma(layer_scale: Any) -> Tensor | None:

@@ -20,13 +20,14 @@ that each stripe reads besides its own (both 0 when one stripe holds everything)
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 Path = tuple[Hashable, ...]
 STRIPES = range(32, 128)
-"""Sizes of stripes that are tried."""
+"""Sizes of stripes that are tried, besides one that holds everything."""
 ATTENTION_COST = 1000
 """Keys that cost a row as much as its matrix products (measured on a CPU at width 512)."""
 
@@ -86,7 +87,7 @@ class _Cut:
     trunk: int
     reach: int
 
-    @property
+    @cached_property
     def stripes(self) -> int:
         return -(-(1 + max(line[-1] for line in self.lines)) // self.slots)
 
@@ -105,8 +106,8 @@ def _cuts(prompts: Sequence[Path]) -> list[_Cut]:
     rows = 1 + max(line[-1] for line in whole)
     return [_Cut(whole, rows, 0, 0)] + [
         _Cut(_lines(prompts, shared, slots=slots, trunk=trunk, reach=reach), slots, trunk, reach)
-        for slots in STRIPES
-        if max(trunk, reach) <= slots < rows
+        for slots in sorted({max(trunk, reach, size) for size in STRIPES})
+        if slots < rows
     ]
 
 
