@@ -1,8 +1,6 @@
 """Features: images of a split -> what the frozen image tower says of them, computed once."""
 
 import os
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +23,6 @@ Request = tuple[SplitImage, int]
 """An image and the number of its view."""
 _AHEAD = 2
 """Batches that are decoded ahead of the model."""
-_STANDING_BACK = 5
-"""The nice value of threads that decode beside a model on the same cores."""
 _ROWS = 1024
 """Rows that are copied from the store at a time."""
 
@@ -112,8 +108,7 @@ def _batches(
         decoded = read_image(root / image.path)
         backbone.transform.view(decoded, view=view, seed=seed, image_digest=image.digest, out=row)
 
-    shares_cores = backbone.device.type == "cpu"
-    with ThreadPoolExecutor(os.cpu_count(), initializer=_stand_back if shares_cores else None) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
         while batch := list(islice(remaining, batch_size)):
             pixels = torch.empty(len(batch), 3, size, size, pin_memory=backbone.device.type == "cuda")
@@ -123,15 +118,6 @@ def _batches(
                 yield _decoded(*waiting.popleft())
         while waiting:
             yield _decoded(*waiting.popleft())
-
-
-def _stand_back() -> None:
-    """Let the model go first on cores that this thread shares with it: where one of its threads is held up, all are.
-
-    Not more than that: a priority counts against other processes, too, and the model waits for its pixels.
-    """
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _STANDING_BACK)
 
 
 def _decoded(pixels: Tensor, rows: Sequence[Future[None]]) -> Tensor:

@@ -1,8 +1,6 @@
 """Feature store, and the file that is made of it: rows come back, are computed once, and no kill spoils them."""
 
 import os
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -285,22 +283,6 @@ def images(tmp_path: Path) -> list[SplitImage]:
     """Seven, the fifth of which is a copy of the second."""
     paths = [paint(tmp_path / "images" / f"{i}.png", 1 if i == 4 else i) for i in range(7)]
     return [SplitImage(path.name, 0, digest_file(path)) for path in paths]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
-def test_decoding_gives_way_to_the_model_and_the_model_to_nobody(tmp_path: Path, images: list[SplitImage]) -> None:
-    asking = [os.getpriority(os.PRIO_PROCESS, threading.get_native_id())]
-
-    class Asking(Tower):
-        def __call__(self, pixels: Tensor) -> Tensor:
-            asking.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-            others.update(os.getpriority(os.PRIO_PROCESS, int(task)) for task in os.listdir("/proc/self/task"))
-            return super().__call__(pixels)
-
-    others: set[int] = set()
-    extract(tmp_path, images, Asking())
-
-    assert (len(set(asking)), 5 in others) == (1, True)
 
 
 def extract(folder: Path, images: Sequence[SplitImage], tower: Tower, *, store: str = "store", views: int = 1) -> Path:
