@@ -57,10 +57,10 @@ class Shape:
     @classmethod
     def of(cls, tree: PrefixTree, device: torch.device, dtype: torch.dtype) -> "Shape":
         (b, s), stripes = tree.shape, tree.ends // tree.shape[1]
-        members = [(stripes == number).nonzero().flatten().tolist() for number in range(b)]
-        e = max(map(len, members))
-        grid = torch.tensor([prompts + [0] * (e - len(prompts)) for prompts in members])          # (b, e)
-        found = torch.tensor([[True] * len(prompts) + [False] * (e - len(prompts)) for prompts in members])
+        counts = stripes.bincount(minlength=b)
+        found = torch.arange(int(counts.max())) < counts[:, None]                 # (b, e)
+        grid = torch.zeros(found.shape, dtype=torch.long)
+        grid[found] = stripes.argsort(stable=True)
         slots = torch.where(found, tree.ends[grid] % s, 0)
         places = torch.empty_like(tree.ends)
         places[grid[found]] = found.flatten().nonzero().flatten()
