@@ -16,7 +16,7 @@ from coop_core.backbone import Backbone
 from coop_core.errors import ArtifactError
 from coop_core.feature_store import FeatureStore
 from coop_core.files import digest_json, read_array, read_json, write_array_in_pieces
-from coop_core.images import read_image
+from coop_core.images import decoded
 from coop_core.split import Split, SplitImage
 
 Request = tuple[SplitImage, int]
@@ -105,8 +105,8 @@ def _batches(
 
     def decode(request: Request, row: np.ndarray) -> None:
         image, view = request
-        decoded = read_image(root / image.path)
-        backbone.transform.view(decoded, view=view, seed=seed, image_digest=image.digest, out=row)
+        with decoded(root / image.path) as found:
+            backbone.transform.view(found.image, view=view, seed=seed, image_digest=image.digest, out=row)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()

@@ -51,7 +51,7 @@ def _decode(text: str) -> Image.Image | str:
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as image:
             from coop_core.images import to_rgb
 
-            return to_rgb(image)
+            return to_rgb(image).image
     except (binascii.Error, TypeError, AttributeError):
         return "image is not base64 text"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
