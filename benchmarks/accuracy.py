@@ -17,7 +17,7 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 from coop_core import baselines
-from coop_core.backbone import Backbone, load_backbone
+from coop_core.backbone import Backbone
 from coop_core.catalog import read_source
 from coop_core.dataset import Dataset
 from coop_core.features import extract_features, normalised
@@ -42,7 +42,7 @@ def main() -> None:
     tree = changed(YAML(typ="safe").load(paths.PARAMS.read_text()), arguments.set)
     params = parse_params(tree, where="params.yaml with --set")
     settings = load_settings()
-    backbone = load_backbone(**params.backbone.model_dump(), device=choose_device(settings))
+    backbone = params.backbone.load(device=choose_device(settings))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, source in enumerate(arguments.source or [params.dataset.source]):

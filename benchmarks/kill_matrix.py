@@ -201,7 +201,7 @@ def kill_retraining(playground: Playground, row: Row) -> None:
     if row.victim == "track-stage":
         wait_for(lambda: playground.runs("attributes.status = 'RUNNING'"), "the record of the run")
     else:
-        wait_for(lambda: playground.processes("pipelines.stages.train"), "the stage")
+        wait_for(lambda: playground.processes("pipelines.stages train"), "the stage")
         time.sleep(3)
     victim = find(playground, row.victim, None)
     below = victim.children(recursive=True)

@@ -5,9 +5,10 @@
     card.json                    what made it, by digest; loading checks all of it
 """
 
+import logging
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,19 @@ from torch import Tensor
 
 from coop_core.backbone import Backbone, Precision, backbone_name, digest_tensors, load_backbone
 from coop_core.classifier import LinearClassifier
+from coop_core.dataset import words
 from coop_core.errors import ArtifactError
-from coop_core.files import read_json, read_tensors, write_json, write_tensors
+from coop_core.features import key_of
+from coop_core.files import digest_json, read_json, read_tensors, write_json, write_tensors
 from coop_core.images import ImageTransform
 from coop_core.methods import Learner, MethodParams, load_method, method_names
 from coop_core.split import Split
 
-SCHEMA = 1
+log = logging.getLogger(__name__)
+
+SCHEMA = 2
+_READABLE = (1, 2)
+"""Cards of schema 1 do not carry a digest of themselves."""
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "numpy", "scikit-learn")
 
 
@@ -72,6 +79,11 @@ class Artifact:
         return load_backbone(ours["architecture"], ours["pretrained"], image_precision=precision, device=device)
 
     @property
+    def feature_key(self) -> str:
+        """`features.feature_key` of the backbone that the card names."""
+        return key_of(self.card["backbone"]["weights_digest"], self.transform)
+
+    @property
     def transform(self) -> ImageTransform:
         constants = dict(self.card["backbone"]["transform"])
         mean, std = tuple(constants.pop("mean")), tuple(constants.pop("std"))
@@ -102,7 +114,8 @@ def make_card(
             "family": backbone.family,
             "weights_digest": backbone.weights_digest,
             "logit_scale": backbone.logit_scale,
-            "transform": backbone.transform.__dict__,
+            "transform": asdict(backbone.transform),
+            "transform_digest": backbone.transform.digest,
         },
         "engine": encoder.summary() if encoder else {},
         "class_names": list(split.class_names),
@@ -111,6 +124,7 @@ def make_card(
             "name": split.dataset_name,
             "dataset_digest": split.dataset_digest,
             "train_digest": split.train_digest,
+            "val_digest": split.val_digest,
             "test_digest": split.test_digest,
             "shots": shots,
             "seed": split.seed,
@@ -134,7 +148,17 @@ def write_artifact(folder: Path, learner: Learner, card: dict[str, Any], *, logi
         tensors = LinearClassifier(weights.cpu(), scale=logit_scale).tensors("classifier")
         digests["class_weights"] = digest_tensors(tensors)
         write_tensors(folder / "class_weights.safetensors", tensors)
-    write_json(folder / "card.json", {**card, "digests": digests})
+    write_card(folder, {**card, "digests": digests})
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write a card with the digest of all that it says; whoever adds to a card writes it so."""
+    write_json(folder / "card.json", {**card, "digests": {**card["digests"], "card": _card_digest(card)}})
+
+
+def _card_digest(card: dict[str, Any]) -> str:
+    """Of the whole card but the digest itself."""
+    return digest_json({**card, "digests": {**card["digests"], "card": None}})
 
 
 def read_artifact(folder: Path) -> Artifact:
@@ -146,7 +170,7 @@ def read_artifact(folder: Path) -> Artifact:
         When a file is missing, damaged, of another schema, or not the one the card was written for.
     """
     card = read_json(folder / "card.json")
-    if not isinstance(card, dict) or card.get("schema") != SCHEMA:
+    if not isinstance(card, dict) or card.get("schema") not in _READABLE:
         raise ArtifactError(f"{folder}/card.json is not a card of schema {SCHEMA}: train again with `dvc repro`")
     try:
         _CardFields.model_validate(card)
@@ -154,6 +178,9 @@ def read_artifact(folder: Path) -> Artifact:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
         raise ArtifactError(f"{folder}/card.json is not whole ({faults}): restore it, or train again") from None
     digests = card["digests"]
+    if card["schema"] != 1 and digests.get("card") != _card_digest(card):
+        raise ArtifactError(f"{folder}/card.json was changed after it was written (its class names, method or backbone "
+                            "may be wrong): restore it, or train again")  # fmt: skip
     state, _ = read_tensors(folder / "context.safetensors")
     _check_digest(folder / "context.safetensors", state, digests.get("context"))
     classifier = None
@@ -167,7 +194,7 @@ def read_artifact(folder: Path) -> Artifact:
 
 
 def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
-    """Context vectors mean nothing on other weights: refuse them.
+    """Context vectors mean nothing on other weights or other pixels: refuse them.
 
     Raises
     ------
@@ -180,6 +207,14 @@ def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
             f"the context vectors were learned on {name} with weights {ours['weights_digest'][:12]}, but this is "
             f"{backbone.name} with weights {backbone.weights_digest[:12]}: load the backbone they were learned on"
         )
+    if artifact.transform != backbone.transform:
+        raise ArtifactError(
+            f"the context vectors were learned on images prepared by {artifact.transform}, but {backbone.name} "
+            f"prepares them by {backbone.transform}: load the backbone they were learned on"
+        )
+    if ours.get("transform_digest", backbone.transform.digest) != backbone.transform.digest:
+        log.warning("the context vectors were learned with another version of the image preparation, so answers may "
+                    "differ a little: train again to be sure")  # fmt: skip
 
 
 def restore_learner(artifact: Artifact, backbone: Backbone, class_names: Sequence[str] | None = None) -> Learner:
@@ -195,7 +230,7 @@ def restore_learner(artifact: Artifact, backbone: Backbone, class_names: Sequenc
     if params.get("name") not in method_names():
         raise ArtifactError(f"the artefact's method {params.get('name')!r} is not in this version of the product")
     module = load_method(params["name"])
-    wanted = tuple(class_names or artifact.class_names)
+    wanted = tuple(map(words, class_names or artifact.class_names))
     try:
         learner: Learner = module.build(
             module.Params.model_validate(params),

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from coop_core.backbone import Backbone
-from coop_core.errors import ArtifactError
+from coop_core.errors import ArtifactError, BackboneError
 from coop_core.feature_store import FeatureStore
 from coop_core.files import digest_json, read_array, read_json, write_array_in_pieces
-from coop_core.images import decoded
+from coop_core.images import ImageTransform, decoded
 from coop_core.split import Split, SplitImage
 
 Request = tuple[SplitImage, int]
@@ -55,27 +55,53 @@ def extract_features(
     upcoming = iter(missing)
     for pixels in _batches(backbone, todo, root=root, seed=seed, batch_size=batch_size):
         features = backbone.encode_images(pixels.to(backbone.device, non_blocking=True)).cpu().numpy()
-        store.add([keys[position] for position in islice(upcoming, len(features))], features)
+        positions = list(islice(upcoming, len(features)))
+        _check_finite(features, [images[position // views] for position in positions], backbone)
+        store.add([keys[position] for position in positions], features)
         done += len(features)
         progress(done)
-    width = features.shape[1] if missing else feature_width(backbone)  # asked only where it had nothing to do
-    rows = (store.get(keys[start : start + _ROWS], width=width) for start in range(0, len(keys), _ROWS))
+    width = store.width or feature_width(backbone)                               # asked only of an empty store
+    rows = (store.get(keys[start : start + _ROWS]) for start in range(0, len(keys), _ROWS))
     write_array_in_pieces(target, rows, shape=(len(images), views, width), dtype=np.float32)
 
 
-def load_features(folder: Path, subset: Literal["train", "val", "test"], split: Split) -> np.ndarray:
+def features_card(backbone: Backbone, split: Split, *, views: int) -> dict[str, Any]:
+    """What the features of a split were made from, by digest; every consumer compares it (`load_features`)."""
+    return {
+        "backbone": backbone.name,
+        "weights_digest": backbone.weights_digest,
+        "transform_digest": backbone.transform.digest,
+        "feature_key": feature_key(backbone),
+        "train_digest": split.train_digest,
+        "val_digest": split.val_digest,
+        "test_digest": split.test_digest,
+        "seed": split.seed,
+        "views": views,
+    }
+
+
+def load_features(folder: Path, subset: Literal["train", "val", "test"], split: Split, *, key: str) -> np.ndarray:
     """What the features stage wrote for one subset (n, views, d), mapped into memory.
+
+    `key` is `feature_key` of the backbone that the consumer works with.
 
     Raises
     ------
     ArtifactError
-        When the features are of another split.
+        When the features are of another split, or of other weights or another preparation of images.
     """
     card = read_json(folder / "card.json")
     features = read_array(folder / f"{subset}.npy")
-    ours = {"train_digest": split.train_digest, "test_digest": split.test_digest}
+    ours = {f"{name}_digest": getattr(split, f"{name}_digest") for name in ("train", "val", "test")}
+    ours["seed"] = split.seed
     if {name: card.get(name) for name in ours} != ours or len(features) != len(getattr(split, subset)):
         raise ArtifactError(f"{folder} holds the features of another split: run `dvc repro features`")
+    if card.get("feature_key") != key:
+        raise ArtifactError(f"{folder} holds features that {card.get('backbone')} computed with other weights or from "
+                            "images prepared in another way: run `dvc repro -f features`")  # fmt: skip
+    if features.shape[1] != (card["views"] if subset == "train" else 1):
+        raise ArtifactError(f"{folder}/{subset}.npy has {features.shape[1]} views, not those of its card: "
+                            "run `dvc repro -f features`")  # fmt: skip
     return features
 
 
@@ -86,12 +112,24 @@ def normalised(features: np.ndarray, *, device: torch.device | str = "cpu") -> T
 
 def feature_key(backbone: Backbone) -> str:
     """What decides a feature besides the image: the weights and the transform."""
-    return digest_json([backbone.weights_digest, backbone.transform.digest])[:16]
+    return key_of(backbone.weights_digest, backbone.transform)
+
+
+def key_of(weights_digest: str, transform: ImageTransform) -> str:
+    """`feature_key` of a backbone that is known by its card."""
+    return digest_json([weights_digest, transform.digest])[:16]
 
 
 def feature_width(backbone: Backbone) -> int:
     size = backbone.transform.size
     return backbone.encode_images(torch.zeros(1, 3, size, size)).shape[1]
+
+
+def _check_finite(features: np.ndarray, images: Sequence[SplitImage], backbone: Backbone) -> None:
+    wrong = [image.path for image, row in zip(images, features, strict=True) if not np.isfinite(row).all()]
+    if wrong:
+        raise BackboneError(f"{backbone.name} computes features that are no numbers for {', '.join(wrong[:3])}: "
+                            "set backbone.image_precision: float32, or another checkpoint")  # fmt: skip
 
 
 def _batches(

@@ -4,11 +4,11 @@ The candidate must beat zero-shot, must not be worse than the champion beyond ch
 exact test on the images the two answer differently, McNemar 1947), and no class may fall by more than allowed.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from coop_core.dataset import distinct
 from coop_core.errors import GateError
 
 
@@ -87,8 +87,10 @@ def decide(candidate: Answers, champion: Answers | None, policy: Policy) -> Deci
 
 def mcnemar_worse(wins: int, losses: int) -> float:
     """One-sided exact p-value that so many losses among the images answered differently are chance."""
+    from scipy.stats import binomtest
+
     n = wins + losses
-    return sum(math.comb(n, k) for k in range(losses, n + 1)) / 2**n
+    return float(binomtest(losses, n, alternative="greater").pvalue) if n else 1.0
 
 
 def _gain(candidate: Answers, policy: Policy) -> Check:
@@ -113,16 +115,17 @@ def _not_worse(candidate: Answers, champion: Answers, policy: Policy) -> Check:
 
 
 def _classes(candidate: Answers, champion: Answers, policy: Policy) -> Check:
-    drops = {
-        name: (sum(_of(champion, label)) - sum(_of(candidate, label))) / len(_of(candidate, label))
-        for label, name in enumerate(candidate.class_names)
+    drops = {  # by label: two classes may bear one name
+        label: (sum(_of(champion, label)) - sum(_of(candidate, label))) / len(_of(candidate, label))
+        for label in range(len(candidate.class_names))
         if len(_of(candidate, label)) >= policy.min_images_a_class
     }
-    worst = max(drops, key=lambda name: drops[name], default=None)
-    drop = drops[worst] if worst is not None else 0.0
-    said = "no class has enough test images" if worst is None else f"{worst} falls by {100 * drop:.1f} points"
-    if worst is not None and drop <= 0:
-        said = "no class falls"
+    worst = max(drops, key=lambda label: drops[label], default=None)
+    if worst is None:
+        drop, said = 0.0, "no class has enough test images"
+    else:
+        drop, name = drops[worst], distinct(candidate.class_names)[worst]
+        said = f"{name} falls by {100 * drop:.1f} points" if drop > 0 else "no class falls"
     return Check(
         "no class falls too far", drop <= policy.max_class_drop, drop, policy.max_class_drop,
         f"{said} (at most {100 * policy.max_class_drop:.1f} allowed)",

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -26,12 +27,16 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from coop_core.backbone import Precision
+from coop_core.backbone import Backbone, Precision, load_backbone
 from coop_core.dataset import has_one_hole
 from coop_core.errors import ParamsError
 from coop_core.gate import Policy
 from coop_core.methods import MethodParams, load_method, method_names
 from coop_core.text_encoding import Engine
+
+PINS = "constraints.txt"
+"""Pins of every package, those of packaged weights among them."""
+_CHECKPOINTS = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
 
 
 class Section(BaseModel):
@@ -75,6 +80,36 @@ class BackboneParams(Section):
     """What the image tower computes in. Where the processor has it, bfloat16 is 1.5 to 4 times as fast; it changes
     features by hundredths; float16, which few CPUs are faster in, by thousandths. A prompt answers with the precision
     it was learned with."""
+    files: str = Field(default="", min_length=1, validate_default=True)
+    """What decides the weights on this disk, which DVC watches: the pins of the packages for packaged and published
+    weights; for a local checkpoint or `local-dir:` the same path again. Known by itself where it is left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _find_files(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "files" in given:
+            return given
+        return {**given, "files": local_weights(given.get("architecture"), given.get("pretrained")) or PINS}
+
+    @model_validator(mode="after")
+    def _local_weights_are_watched(self) -> "BackboneParams":
+        local = local_weights(self.architecture, self.pretrained)
+        if local is not None and self.files != local:
+            raise ValueError(f"files must be {local} as well, so that other weights at that place are noticed")
+        return self
+
+    def load(self, *, device: torch.device | str) -> Backbone:
+        """The backbone itself; faults as `load_backbone` has them."""
+        return load_backbone(self.architecture, self.pretrained, image_precision=self.image_precision, device=device)
+
+
+def local_weights(architecture: Any, pretrained: Any) -> str | None:
+    """The checkpoint or folder that weights are read from; None for packaged and published ones."""
+    if isinstance(architecture, str) and architecture.startswith("local-dir:"):
+        return architecture.removeprefix("local-dir:")
+    if isinstance(pretrained, str) and ("/" in pretrained or Path(pretrained).suffix in _CHECKPOINTS):
+        return pretrained
+    return None
 
 
 class FeatureParams(Section):

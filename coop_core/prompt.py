@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from coop_core.backbone import TextTower
+from coop_core.dataset import words
 from coop_core.errors import PromptError
 
 Position = Literal["end", "middle", "front"]
@@ -68,19 +69,20 @@ def build_layout(
     """Lay out a prompt for every class name.
 
     The class name's tokens are found inside the whole sentence, not by tokenising the name alone, because
-    word boundaries and the full stop change pieces in some tokenizers.
+    word boundaries and the full stop change pieces in some tokenizers. Names and initial words are taken as words
+    (`dataset.words`), as the CoOp code does: "forest_floor" reads "forest floor".
 
     Raises
     ------
     PromptError
         When a prompt is longer than the text tower's context, or a name contains a special token.
     """
-    placeholder = initial_words or " ".join(["X"] * n_context)
+    placeholder = words(initial_words) if initial_words else " ".join(["X"] * n_context)
     if len(tower.tokenizer.pieces(placeholder)) != n_context:
         raise PromptError(f"{placeholder!r} is not {n_context} tokens in this text tower: correct method.n_context")
     orders = []
     for name in class_names:
-        ids, name_length = _sentence(tower, placeholder, name, n_context=n_context)
+        ids, name_length = _sentence(tower, placeholder, words(name), n_context=n_context)
         orders.append(_rows(ids, name_length, tower.tokenizer.prefix_length, n_context, position))
     _check_lengths(orders, class_names, tower, n_context)
     longest = max(len(ids) for ids, _ in orders)
@@ -94,7 +96,7 @@ def build_layout(
 
 def count_words(tower: TextTower, initial_words: str) -> int:
     """How many context vectors the words become: their tokens, not their spaces."""
-    return len(tower.tokenizer.pieces(initial_words))
+    return len(tower.tokenizer.pieces(words(initial_words)))
 
 
 def initial_context(
@@ -112,7 +114,7 @@ def initial_context(
     shape = (n_context, tower.width) if class_specific is None else (class_specific, n_context, tower.width)
     if initial_words is None:
         return CONTEXT_STD * torch.randn(shape, generator=generator)
-    pieces = tower.tokenizer.pieces(initial_words)
+    pieces = tower.tokenizer.pieces(words(initial_words))
     return tower.embed(torch.tensor(pieces, device=tower.device)).expand(shape).detach().cpu().clone()
 
 

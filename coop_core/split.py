@@ -55,6 +55,10 @@ class Split:
     def train_digest(self) -> str:
         return _images_digest(self.class_names, self.train)
 
+    @property
+    def val_digest(self) -> str:
+        return _images_digest(self.class_names, self.val)
+
 
 def few_shot_split(
     dataset: Dataset,
@@ -106,7 +110,7 @@ def few_shot_split(
 
 def write_split(path: Path, split: Split) -> None:
     tree = asdict(split)
-    digests = {"train_digest": split.train_digest, "test_digest": split.test_digest}
+    digests = {f"{name}_digest": getattr(split, f"{name}_digest") for name in ("train", "val", "test")}
     write_json(path, {**tree, **digests, "digest": digest_json(tree)})
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from coop_core import baselines
-from coop_core.backbone import Backbone, load_backbone
+from coop_core.backbone import Backbone
 from coop_core.dataset import Dataset
 from coop_core.errors import CoopError, TrainingError
 from coop_core.evaluation import evaluate
@@ -131,7 +131,7 @@ class TrialRunner:
         key = ("backbone", params)
         if key not in self._kept:  # one at a time in memory
             self._kept.clear()
-        return self._keep(key, lambda: load_backbone(**params.model_dump(), device=self.device))
+        return self._keep(key, lambda: params.load(device=self.device))
 
     def _features(
         self, backbone: Backbone, dataset: Dataset, images: Sequence[SplitImage], params: Params, *, views: int = 1

@@ -100,9 +100,9 @@ def track(record: RunRecord, settings: Settings) -> Tracked:
         earlier = _find(client, experiment_id, record.key)
         if earlier is not None:
             log.info("this run is on record already: %s", earlier.info.run_id)
-            return Tracked(
-                earlier.info.run_id, experiment_id, earlier.data.tags["coop.model"], earlier.data.tags["coop.version"]
-            )
+            name, number = earlier.data.tags["coop.model"], earlier.data.tags["coop.version"]
+            client.set_registered_model_alias(name, CANDIDATE, number)  # other runs may have come between
+            return Tracked(earlier.info.run_id, experiment_id, name, number)
         tags = {**record.tags, "coop.key": record.key, **signs_of_life()}
         with (
             mlflow.start_run(experiment_id=experiment_id, run_name=record.name, tags=tags) as run,
@@ -338,11 +338,21 @@ def list_events(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _find(client: Any, experiment_id: str, key: str) -> Any:
-    """The finished run with this key, if its version was registered."""
-    runs = client.search_runs(
-        [experiment_id], f"attributes.status = 'FINISHED' and tags.`coop.key` = '{key}'", max_results=1
-    )
-    return runs[0] if runs and "coop.version" in runs[0].data.tags else None
+    """The finished run with this key whose version is still in the registry."""
+    from mlflow.exceptions import MlflowException
+
+    runs = client.search_runs([experiment_id], f"attributes.status = 'FINISHED' and tags.`coop.key` = '{key}'")
+    for run in runs:
+        try:
+            client.get_model_version(run.data.tags["coop.model"], run.data.tags["coop.version"])
+        except KeyError:  # never registered
+            continue
+        except MlflowException as error:  # registered, and deleted since
+            if error.error_code not in _MISSING:
+                raise
+            continue
+        return run
+    return None
 
 
 def _log(mlflow: Any, client: Any, run_id: str, record: RunRecord) -> None:

@@ -1,5 +1,6 @@
 """Artefacts: what was learned comes back whole, on its own backbone and for fitting classes, or not at all."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -253,22 +254,87 @@ def test_a_card_that_is_no_json_is_refused(saved, text):
         read_artifact(folder)
 
 
-@pytest.mark.parametrize("card", ["[]", "{}", '{"schema": 0}', '{"schema": 2}'])
+@pytest.mark.parametrize("card", ["[]", "{}", '{"schema": 0}', '{"schema": 3}'])
 def test_a_card_of_another_schema_is_refused(saved, card):
     _, folder = saved()
     (folder / "card.json").write_text(card)
 
-    with pytest.raises(ArtifactError, match=r"card\.json is not a card of schema 1"):
+    with pytest.raises(ArtifactError, match=r"card\.json is not a card of schema 2"):
         read_artifact(folder)
 
 
-def test_a_card_with_a_class_more_than_its_classifier_is_refused(saved):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card: card.update(class_names=card["class_names"][1:] + card["class_names"][:1]),
+        lambda card: card.update(class_names=[*card["class_names"], "dog"]),
+        lambda card: card["method"].update(class_token_position="front"),
+        lambda card: card["backbone"]["transform"].update(mean=[0.4, 0.4, 0.4]),
+        lambda card: card["backbone"].update(weights_digest="0" * 64),
+        lambda card: card["data"].update(shots=4),
+        lambda card: card["params"].update(seed=2),
+        lambda card: card["digests"].update(card="0" * 64),
+        lambda card: card["digests"].pop("card"),
+    ],
+    ids=["order of classes", "a class more", "method", "transform", "weights", "data", "params", "digest", "no digest"],
+)
+def test_a_card_that_was_changed_after_it_was_written_is_refused(saved, change):
     _, folder = saved()
     card = json.loads((folder / "card.json").read_text())
-    (folder / "card.json").write_text(json.dumps({**card, "class_names": [*NAMES, "dog"]}))
+    change(card)
+    (folder / "card.json").write_text(json.dumps(card))
+
+    with pytest.raises(ArtifactError, match=r"card\.json was changed after it was written"):
+        read_artifact(folder)
+
+
+def test_a_card_that_is_only_laid_out_otherwise_is_read(saved):
+    _, folder = saved()
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(dict(reversed(card.items())), indent=7))
+
+    assert read_artifact(folder).class_names == NAMES
+
+
+def test_a_card_of_the_first_schema_is_read_without_a_digest_of_itself(saved, backbone):
+    _, folder = saved()
+    first_schema(folder)
+    artifact = read_artifact(folder)
+
+    check_backbone(artifact, backbone)
+    assert artifact.class_names == NAMES
+
+
+def test_a_card_of_the_first_schema_with_a_class_more_than_its_classifier_is_refused(saved):
+    _, folder = saved()
+    first_schema(folder, class_names=[*NAMES, "dog"])
 
     with pytest.raises(ArtifactError, match="class names differ in number"):
         read_artifact(folder)
+
+
+def first_schema(folder: Path, **changes: Any) -> None:
+    """The card as the first version of the product wrote it."""
+    card = json.loads((folder / "card.json").read_text())
+    del card["digests"]["card"], card["backbone"]["transform_digest"]
+    (folder / "card.json").write_text(json.dumps({**card, "schema": 1, **changes}))
+
+
+def test_images_prepared_in_another_way_are_refused(saved, backbone):
+    _, folder = saved()
+    other = dataclasses.replace(backbone, transform=dataclasses.replace(backbone.transform, interpolation="bilinear"))
+
+    with pytest.raises(ArtifactError, match=r"images prepared by .*bicubic.*prepares them by .*bilinear"):
+        check_backbone(read_artifact(folder), other)
+
+
+def test_another_version_of_the_image_preparation_is_told_in_the_log(saved, backbone, caplog):
+    _, folder = saved()
+    artifact = read_artifact(folder)
+    artifact.card["backbone"]["transform_digest"] = "of before"
+    check_backbone(artifact, backbone)
+
+    assert "another version of the image preparation" in caplog.text
 
 
 def test_a_card_that_lost_its_class_names_is_refused(saved):

@@ -6,12 +6,21 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
+from test_architecture import MODULES, imports
 
 from coop_core.params import Params, load_params
 from pipelines import paths
 
 ROOT = Path(__file__).parents[1]
 STAGES: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+
+PARSE_ONLY = {"coop_core.params"}
+"""Reads parameters; what it imports from the library are their types."""
+DECIDE_NOTHING = {
+    "coop_core", "coop_core.errors", "pipelines", "pipelines.stages", "pipelines.console", "pipelines.environment",
+    "pipelines.paths", "pipelines.settings", "pipelines.revision", "pipelines.locks",
+}  # fmt: skip
+"""What is said, and where things are; no number and no file depends on it."""
 
 
 def names(entries: list[Any]) -> list[str]:
@@ -28,7 +37,7 @@ def test_params_yaml_is_valid() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_runs_its_own_module(stage: str) -> None:
-    assert STAGES[stage]["cmd"] == f"python -m pipelines.stages.{stage}"
+    assert STAGES[stage]["cmd"] == f"python -m pipelines.stages {stage}"
     assert (ROOT / f"pipelines/stages/{stage}.py").is_file()
 
 
@@ -36,8 +45,55 @@ def test_a_stage_runs_its_own_module(stage: str) -> None:
 def test_a_stage_depends_on_its_own_code_and_on_files_that_exist(stage: str) -> None:
     deps = STAGES[stage]["deps"]
     assert f"pipelines/stages/{stage}.py" in deps
-    produced = {out for other in STAGES.values() for out in outs(other)} | {"data/source", "${dataset.source}"}
+    produced = {out for other in STAGES.values() for out in outs(other)}
+    produced |= {"data/source", "${dataset.source}", "${backbone.files}"}
     assert [dep for dep in deps if dep not in produced and not (ROOT / dep).exists()] == []
+
+
+def closure(module: str) -> set[str]:
+    """Every module of ours that one imports, directly or not, itself included; what a library is told by name too."""
+    found, todo = set(), {module}
+    while todo:
+        name = todo.pop()
+        if name in found or name in DECIDE_NOTHING:
+            continue
+        found.add(name)
+        if name in PARSE_ONLY:
+            continue
+        todo |= imports(MODULES[name]) & set(MODULES)
+        todo |= {other for other in MODULES if name == "coop_core.methods" and other.startswith(f"{name}.")}
+    return found
+
+
+def files(modules: set[str]) -> set[str]:
+    return {MODULES[name].relative_to(ROOT).as_posix() for name in modules}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_all_code_that_decides_what_it_writes(stage: str) -> None:
+    """After a change of code, `dvc repro` runs what the change may concern, and no number is of older code."""
+    wanted, deps = files(closure(f"pipelines.stages.{stage}")), STAGES[stage]["deps"]
+    missing = {file for file in wanted if not any(Path(file).is_relative_to(dep) for dep in deps)}
+    assert missing == set()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_no_code_that_it_does_not_import(stage: str) -> None:
+    """Else a change of the report would train anew."""
+    wanted = files(closure(f"pipelines.stages.{stage}"))
+    code = [dep for dep in STAGES[stage]["deps"] if dep.startswith(("coop_core", "pipelines"))]
+    idle = {dep for dep in code if not any(Path(file).is_relative_to(dep) for file in wanted)}
+    assert idle <= {"coop_core/report.html.jinja", "pipelines/prompt_model.py"}
+
+
+@pytest.mark.parametrize("stage", ["features", "baselines", "train"])
+def test_local_weights_are_watched_by_every_stage_that_loads_them(stage: str) -> None:
+    assert "${backbone.files}" in STAGES[stage]["deps"]
+
+
+def test_the_record_of_a_run_is_never_taken_from_the_run_cache() -> None:
+    """Else the third of runs A, B, A would leave the alias candidate on B."""
+    assert STAGES["track"]["outs"] == [{"artifacts/tracked.json": {"persist": True}}]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,6 +1,8 @@
 """Feature store, and the file that is made of it: rows come back, are computed once, and no kill spoils them."""
 
+import logging
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +34,11 @@ def rows_of(names: str) -> np.ndarray:
     return np.stack([np.random.default_rng(ord(name)).normal(size=WIDTH) for name in names]).astype(np.float32)
 
 
+def line_of(name: str) -> str:
+    """The index line of a row, as the store writes it."""
+    return f"{name} 0 {zlib.crc32(rows_of(name)):08x}\n"
+
+
 def open_store(folder: Path, names: str = "") -> FeatureStore:
     store = FeatureStore(folder)
     if names:
@@ -42,12 +49,12 @@ def open_store(folder: Path, names: str = "") -> FeatureStore:
 def assert_holds(folder: Path, names: Sequence[str]) -> None:
     store = open_store(folder)
     assert store.missing(keys_of("".join(names))) == []
-    np.testing.assert_array_equal(store.get(keys_of("".join(names)), width=WIDTH), rows_of("".join(names)))
+    np.testing.assert_array_equal(store.get(keys_of("".join(names))), rows_of("".join(names)))
 
 
 def test_rows_come_back_bit_for_bit_in_the_order_that_is_asked(tmp_path: Path) -> None:
     store = open_store(tmp_path, "abc")
-    np.testing.assert_array_equal(store.get(keys_of("cab"), width=WIDTH), rows_of("cab"))
+    np.testing.assert_array_equal(store.get(keys_of("cab")), rows_of("cab"))
 
 
 def test_rows_outlive_the_store_that_wrote_them(tmp_path: Path) -> None:
@@ -57,13 +64,13 @@ def test_rows_outlive_the_store_that_wrote_them(tmp_path: Path) -> None:
 
 
 def test_a_key_may_be_asked_for_twice(tmp_path: Path) -> None:
-    np.testing.assert_array_equal(open_store(tmp_path, "ab").get(keys_of("aba"), width=WIDTH), rows_of("aba"))
+    np.testing.assert_array_equal(open_store(tmp_path, "ab").get(keys_of("aba")), rows_of("aba"))
 
 
 def test_views_of_one_image_are_different_rows(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.add([("a", "0"), ("a", "1:1"), ("a", "2:1")], rows_of("xyz"))
-    np.testing.assert_array_equal(store.get([("a", "2:1"), ("a", "0")], width=WIDTH), rows_of("zx"))
+    np.testing.assert_array_equal(store.get([("a", "2:1"), ("a", "0")]), rows_of("zx"))
 
 
 def test_everything_is_missing_in_a_new_store(tmp_path: Path) -> None:
@@ -81,19 +88,19 @@ def test_a_missing_key_that_is_asked_for_twice_is_to_be_computed_once(tmp_path: 
 def test_rows_of_other_types_are_kept_as_float32(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.add(keys_of("a"), rows_of("a").astype(np.float64))
-    assert store.get(keys_of("a"), width=WIDTH).dtype == np.float32
-    np.testing.assert_array_equal(store.get(keys_of("a"), width=WIDTH), rows_of("a"))
+    assert store.get(keys_of("a")).dtype == np.float32
+    np.testing.assert_array_equal(store.get(keys_of("a")), rows_of("a"))
 
 
 def test_nothing_can_be_asked_of_an_empty_store(tmp_path: Path) -> None:
-    assert open_store(tmp_path).get([], width=WIDTH).shape == (0, WIDTH)
+    assert open_store(tmp_path).get([]).shape == (0, 0)
 
 
 @pytest.mark.parametrize("names", ["", "a"], ids=["an empty store", "a store with other rows"])
 def test_a_row_that_was_never_added_is_an_error_not_zeros(tmp_path: Path, names: str) -> None:
     store = open_store(tmp_path, names)
     with pytest.raises(KeyError, match="b"):
-        store.get(keys_of("b"), width=WIDTH)
+        store.get(keys_of("b"))
 
 
 def test_adding_known_keys_again_keeps_the_first_rows(tmp_path: Path) -> None:
@@ -165,7 +172,7 @@ def test_what_is_known_of_the_index_is_not_read_again(tmp_path: Path) -> None:
         index.write(b"#" * 7)  # would be a fault, or another digest, to whoever reads it
     store.add(keys_of("c"), rows_of("c"))
     assert store.missing(keys_of("abcd")) == [3]
-    np.testing.assert_array_equal(store.get(keys_of("cba"), width=WIDTH), rows_of("cba"))
+    np.testing.assert_array_equal(store.get(keys_of("cba")), rows_of("cba"))
 
 
 def test_half_a_line_is_read_whole_when_its_writer_has_ended_it(tmp_path: Path) -> None:
@@ -177,9 +184,9 @@ def test_half_a_line_is_read_whole_when_its_writer_has_ended_it(tmp_path: Path) 
         index.flush()
         reader = open_store(tmp_path)
         assert reader.missing(keys_of("ab")) == [1]
-        index.write(" 0\n")
+        index.write(line_of("b")[1:])
     assert reader.missing(keys_of("ab")) == []
-    np.testing.assert_array_equal(reader.get(keys_of("ab"), width=WIDTH), rows_of("ab"))
+    np.testing.assert_array_equal(reader.get(keys_of("ab")), rows_of("ab"))
 
 
 def test_a_reader_follows_when_another_store_cuts_off_a_torn_line(tmp_path: Path) -> None:
@@ -189,7 +196,79 @@ def test_a_reader_follows_when_another_store_cuts_off_a_torn_line(tmp_path: Path
     reader = open_store(tmp_path)
     writer.add(keys_of("bc"), rows_of("bc"))
     assert reader.missing(keys_of("abcz")) == [3]
-    np.testing.assert_array_equal(reader.get(keys_of("cab"), width=WIDTH), rows_of("cab"))
+    np.testing.assert_array_equal(reader.get(keys_of("cab")), rows_of("cab"))
+
+
+# A store that is not what it wrote
+
+
+def zero_a_row(folder: Path) -> None:
+    with (folder / "features.f32").open("r+b") as rows:
+        rows.seek(WIDTH * 4)
+        rows.write(bytes(WIDTH * 4))
+
+
+def flip_a_bit(folder: Path) -> None:
+    data = bytearray((folder / "features.f32").read_bytes())
+    data[WIDTH * 4 + 3] ^= 1
+    (folder / "features.f32").write_bytes(data)
+
+
+def cut_the_rows(folder: Path) -> None:
+    os.truncate(folder / "features.f32", WIDTH * 4 + 2)
+
+
+def spoil_a_line(folder: Path) -> None:
+    lines = (folder / "index.txt").read_bytes().split(b"\n")
+    (folder / "index.txt").write_bytes(b"\n".join([*lines[:2], b"\xff\xfe nonsense", *lines[3:]]))
+
+
+def spoil_the_head(folder: Path) -> None:
+    (folder / "index.txt").write_bytes((folder / "index.txt").read_bytes().replace(b"width 6", b"width x"))
+
+
+def lose_the_rows(folder: Path) -> None:
+    (folder / "features.f32").unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil", [zero_a_row, flip_a_bit, cut_the_rows, spoil_a_line, spoil_the_head, lose_the_rows]
+)
+def test_a_damaged_store_is_begun_anew_with_one_line_in_the_log(tmp_path: Path, spoil, caplog) -> None:
+    open_store(tmp_path, "abc")
+    spoil(tmp_path)
+    store = open_store(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert store.missing(keys_of("abc")) == [0, 1, 2]
+        store.add(keys_of("abc"), rows_of("abc"))
+    assert_holds(tmp_path, "abc")
+    assert [record.message.count("is damaged") for record in caplog.records] == [1]
+
+
+def test_rows_of_another_width_begin_a_store_anew(tmp_path: Path, caplog) -> None:
+    open_store(tmp_path, "ab")
+    open_store(tmp_path).add(keys_of("c"), rows_of("c")[:, :4])
+    assert open_store(tmp_path).missing(keys_of("abc")) == [0, 1]
+    assert "width" in caplog.text
+
+
+def test_a_store_that_another_process_began_anew_is_read_anew(tmp_path: Path) -> None:
+    first, second = open_store(tmp_path, "abc"), open_store(tmp_path)
+    assert second.missing(keys_of("abc")) == []
+    zero_a_row(tmp_path)
+    assert open_store(tmp_path).missing(keys_of("b")) == [0]
+    first.add(keys_of("b"), rows_of("b"))
+    assert second.missing(keys_of("abc")) == [0, 2]
+    np.testing.assert_array_equal(second.get(keys_of("b")), rows_of("b"))
+
+
+def test_rows_are_on_the_disk_before_their_lines(tmp_path: Path, monkeypatch) -> None:
+    """A crash of the machine between the two must not leave lines without rows."""
+    lines_at_sync = []
+    index = tmp_path / "index.txt"
+    monkeypatch.setattr(os, "fsync", lambda file: lines_at_sync.append(index.exists() and index.read_text()))
+    open_store(tmp_path, "a")
+    assert lines_at_sync == [False]
 
 
 # Two stores on one folder
@@ -201,7 +280,7 @@ def test_two_stores_see_each_others_rows(tmp_path: Path) -> None:
     second.add(keys_of("b"), rows_of("b"))
     for store in (first, second):
         assert store.missing(keys_of("abc")) == [2]
-        np.testing.assert_array_equal(store.get(keys_of("ab"), width=WIDTH), rows_of("ab"))
+        np.testing.assert_array_equal(store.get(keys_of("ab")), rows_of("ab"))
 
 
 def test_a_key_that_another_store_has_added_meanwhile_is_kept_once(tmp_path: Path) -> None:
@@ -240,10 +319,10 @@ def test_a_reader_does_not_cut_off_the_line_that_a_writer_is_writing(tmp_path: P
         with (tmp_path / "features.f32").open("ab") as features:
             features.write(rows_of("bc").tobytes())
         with (tmp_path / "index.txt").open("a") as index:
-            index.write("b 0\nc")
+            index.write(line_of("b") + "c")
             index.flush()
             assert open_store(tmp_path).missing(keys_of("ab")) == []
-            index.write(" 0\n")
+            index.write(line_of("c")[1:])
     assert_holds(tmp_path, "abc")
 
 

@@ -146,7 +146,7 @@ def test_of_two_retrainings_at_once_one_is_told(playground):
 
     playground.params(epochs=500)
     first = client.start("retrain/retrain", parameters={})
-    wait_for(lambda: playground.processes("pipelines.stages.train"), "the training")
+    wait_for(lambda: playground.processes("pipelines.stages train"), "the training")
     second = prefect_run(playground, "retrain/retrain")
     client.cancel([first.id])
     wait_for(lambda: client.ended(client.look(first.id)), "the end of the first")

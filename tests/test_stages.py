@@ -1,10 +1,12 @@
 """The stages, run one after another on a few little images: what each reads, writes and leaves alone."""
 
 import contextlib
+import dataclasses
 import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from ruamel.yaml import YAML
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from coop_core.artifact import read_artifact
+import coop_core.params
+from coop_core.artifact import read_artifact, write_card
 from coop_core.errors import ArtifactError, CoopError, DatasetError, ParamsError, ServiceError
+from coop_core.files import read_tensors, write_tensors
 from coop_core.methods.coop import CoOp
 from coop_core.params import load_params
 from coop_core.split import read_split
@@ -46,7 +51,7 @@ PARAMS = {
     "seed": 1,
     "dataset": {"source": "images", "test_fraction": 0.5, "accept": []},
     "split": {"shots": 2, "curve_shots": [1], "classes": "all", "test_per_class": None},
-    "backbone": {"architecture": "mini", "pretrained": None},
+    "backbone": {"architecture": "mini", "pretrained": None, "files": "constraints.txt"},
     "features": {"views": 1, "batch_size": 16},
     "method": {"name": "coop", "n_context": 4, "initial_words": None, "class_specific": False,
                "class_token_position": "end"},
@@ -102,8 +107,7 @@ def working_in(folder: Path) -> Iterator[None]:
 def _load_the_backbone_once(mini) -> Iterator[None]:
     """Every stage loads the same weights, which takes it some seconds; here they share them."""
     with pytest.MonkeyPatch.context() as patch:
-        for stage in (features, baselines, train):
-            patch.setattr(stage, "load_backbone", lambda **named: mini)
+        patch.setattr(coop_core.params, "load_backbone", lambda *named, **more: mini)
         yield
 
 
@@ -224,7 +228,7 @@ def test_the_card_names_what_made_the_prompt_by_digest(done, mini):
     assert card["data"]["train_digest"] == chosen.train_digest
     assert card["data"]["test_digest"] == chosen.test_digest
     assert card["backbone"]["weights_digest"] == mini.weights_digest
-    assert set(card["digests"]) == {"context", "class_weights"}
+    assert set(card["digests"]) == {"card", "context", "class_weights"}
 
 
 def test_the_card_holds_the_parameters_of_the_run(done):
@@ -473,6 +477,104 @@ def test_a_checkpoint_of_another_learning_rate_is_not_taken_up(killed, train_alo
     assert len(list((killed / ".cache/checkpoints").glob("*"))) == 1
 
 
+PARTS = {
+    "train images": {"split": lambda split: dataclasses.replace(split, train=split.train[::-1][:-1])},
+    "validation images": {"split": lambda split: dataclasses.replace(split, val=split.val[:-1])},
+    "class names": {"split": lambda split: dataclasses.replace(split, class_names=split.class_names[::-1])},
+    "weights": {"backbone": lambda mini: dataclasses.replace(mini, config={"ridge": 7})},
+    "preparation of images": {
+        "backbone": lambda mini: dataclasses.replace(
+            mini, transform=dataclasses.replace(mini.transform, interpolation="bilinear")
+        )
+    },
+    "device": {"backbone": lambda mini: dataclasses.replace(mini, device=torch.device("cuda:1"))},
+    "shots": {"shots": lambda shots: shots - 1},
+    "code": {"code": lambda code: f"{code}, changed"},
+    "seed": {"params": lambda params: params.model_copy(update={"seed": 99})},
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_checkpoint_belongs_to_one_training_alone(project, mini, part):
+    """Another value of whatever decides a training to the last bit gives another key, which is not taken up."""
+    given = {"params": load_params(Path("params.yaml")), "split": read_split(Path("artifacts/split.json")),
+             "backbone": mini, "shots": 2, "code": "digest"}  # fmt: skip
+    changed = {name: PARTS[part].get(name, lambda same: same)(value) for name, value in given.items()}
+
+    assert train.checkpoint_key(**given) == train.checkpoint_key(**given)
+    assert train.checkpoint_key(**changed) != train.checkpoint_key(**given)
+
+
+def test_training_asks_for_the_checkpoint_of_just_this_code(killed, train_alone, monkeypatch):
+    monkeypatch.setattr(train, "core_digest", lambda: "another library")
+    with counting(CoOp) as calls:
+        train_alone()
+
+    assert calls == [3 * 2]
+
+
+@pytest.mark.parametrize("stage", ["baselines", "train"])
+def test_features_of_other_weights_are_refused_by_whoever_computes_with_them(project, mini, monkeypatch, stage):
+    """A checkpoint replaced in place: the text tower would be new, and the image features old."""
+    other = dataclasses.replace(mini, config={"ridge": 7})
+    monkeypatch.setattr(coop_core.params, "load_backbone", lambda *named, **more: other)
+
+    with pytest.raises(ArtifactError, match=r"computed with other weights .*: run `dvc repro -f features`"):
+        STAGES[stage].main()
+
+
+@pytest.mark.parametrize("stage", ["baselines", "train", "evaluate"])
+@pytest.mark.parametrize(
+    ("fact", "reason"),
+    [("feature_key", "other weights"), ("train_digest", "another split"), ("val_digest", "another split"),
+     ("test_digest", "another split"), ("seed", "another split")],
+)  # fmt: skip
+def test_features_whose_card_says_something_else_are_refused(project, stage, fact, reason):
+    card = project / "artifacts/features/card.json"
+    card.write_text(json.dumps({**read(card), fact: "something else"}))
+
+    with pytest.raises(ArtifactError, match=reason):
+        STAGES[stage].main()
+
+
+def test_features_with_other_views_than_their_card_says_are_refused(project):
+    path = project / "artifacts/features/train.npy"
+    np.save(path, np.repeat(np.load(path), 2, axis=1))
+
+    with pytest.raises(ArtifactError, match=r"train\.npy has 2 views, not those of its card"):
+        train.main()
+
+
+@pytest.mark.parametrize("what", ["prompt", "curve_prompts/1_shots"])
+@pytest.mark.parametrize(("section", "fact"), [("data", "train_digest"), ("data", "val_digest"),
+                                              ("backbone", "weights_digest")])  # fmt: skip
+def test_a_prompt_of_another_split_or_backbone_is_not_judged(project, what, section, fact):
+    folder = project / "artifacts" / what
+    card = read(folder / "card.json")
+    write_card(folder, {**card, section: {**card[section], fact: "another"}})
+
+    with pytest.raises(ArtifactError, match=r"another split|other weights"):
+        evaluate.main()
+
+
+@pytest.mark.parametrize("fact", ["train_digest", "val_digest", "feature_key"])
+def test_baselines_of_another_split_or_backbone_are_not_judged(project, fact):
+    card = project / "artifacts/baselines/card.json"
+    card.write_text(json.dumps({**read(card), fact: "another"}))
+
+    with pytest.raises(ArtifactError, match=r"the baselines in artifacts/ (belong to|were made on) (another|other)"):
+        evaluate.main()
+
+
+def test_classifiers_that_are_not_those_of_their_card_are_not_judged(project):
+    path = project / "artifacts/baselines/classifiers.safetensors"
+    tensors, _ = read_tensors(path)
+    write_tensors(path, {**tensors, "zero-shot.weights": -tensors["zero-shot.weights"]})
+
+    with pytest.raises(ArtifactError, match="holds other classifiers than its card says"):
+        evaluate.main()
+
+
 @pytest.mark.parametrize("stage", ["download", "split", "features", "baselines", "train", "evaluate", "track"])
 def test_an_unknown_key_in_the_parameters_stops_every_stage(project, stage):
     write_params(project, train={"learnig_rate": 0.1})
@@ -551,9 +653,19 @@ def test_a_context_for_each_class_and_no_curve_go_all_the_way_to_the_report(proj
 
 def test_a_stage_of_its_own_process_says_one_sentence_and_ends_with_status_2(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.stages.split"],
+        [sys.executable, "-m", "pipelines.stages", "split"],
         cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: params.yaml is missing: run in the project's folder, or restore it with git\n"
+
+
+def test_a_python_without_the_project_s_packages_is_one_sentence(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "pipelines.stages", "split"],  # without site-packages
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: No module named '\w+': this Python .* lacks what .*\n", done.stderr)

@@ -224,6 +224,27 @@ def test_another_run_is_version_2_and_becomes_candidate(client, history):
     assert str(client.get_model_version_by_alias("coop-prompt", "candidate").version) == "2"
 
 
+def test_the_first_run_again_after_another_is_candidate_again(client, settings, history, make_record):
+    """What the workspace holds is what `coop promote` judges."""
+    track(make_record("first"), settings)
+    again = str(client.get_model_version_by_alias("coop-prompt", "candidate").version)
+    track(make_record("second", metrics={"accuracy": 0.75, "gain_over_zero_shot": -0.25}), settings)
+
+    assert again == "1"
+    assert str(client.get_model_version_by_alias("coop-prompt", "candidate").version) == "2"
+
+
+def test_a_run_whose_version_was_deleted_is_registered_anew(settings, make_record):
+    elsewhere = settings.model_copy(update={"experiment": "deleted", "registered_model": "deleted"})
+    lost = track(make_record("lost"), elsewhere)
+    with connected(elsewhere) as mlflow:
+        mlflow.MlflowClient().delete_model_version("deleted", lost.model_version)
+    found = track(make_record("lost"), elsewhere)
+
+    assert found.run_id != lost.run_id
+    assert found.model_version != lost.model_version
+
+
 def test_a_run_that_fails_on_the_way_is_closed_as_failed_and_registers_nothing(client, settings, history, make_record):
     ragged = make_record("ragged", per_class={"class": ["a", "b"], "coop": [1.0]})
     with pytest.raises(ValueError, match="same length"):

@@ -3,8 +3,8 @@
 import numpy as np
 
 from coop_core import baselines
-from coop_core.backbone import load_backbone
-from coop_core.features import load_features
+from coop_core.backbone import digest_tensors
+from coop_core.features import feature_key, load_features
 from coop_core.files import write_json, write_tensors
 from coop_core.params import load_params
 from coop_core.split import read_split
@@ -15,12 +15,13 @@ from pipelines.settings import choose_device, load_settings
 def main() -> None:
     params = load_params(paths.PARAMS)
     split = read_split(paths.SPLIT)
-    backbone = load_backbone(**params.backbone.model_dump(), device=choose_device(load_settings()))
+    backbone = params.backbone.load(device=choose_device(load_settings()))
     templates = params.baselines.ensemble_templates
     zero_shot = baselines.zero_shot(backbone, split.class_names, split.template)
     ensemble = baselines.prompt_ensemble(backbone, split.class_names, templates, own_template=split.template)
     tensors = zero_shot.tensors("zero-shot") | ensemble.tensors("prompt ensemble")
-    train, val = load_features(paths.FEATURES, "train", split), load_features(paths.FEATURES, "val", split)
+    origin = {"train_digest": split.train_digest, "val_digest": split.val_digest, "feature_key": feature_key(backbone)}
+    train, val = (load_features(paths.FEATURES, name, split, key=origin["feature_key"]) for name in ("train", "val"))
     probes = {}
     for shots in [params.split.shots, *params.split.curve_shots]:
         images = split.shots_subset(shots)
@@ -34,7 +35,13 @@ def main() -> None:
         tensors |= probe.classifier.tensors(f"linear probe {shots}")
         probes[str(shots)] = {"regularisation": probe.regularisation, "val_accuracy": probe.val_accuracy}
     write_tensors(paths.BASELINES / "classifiers.safetensors", tensors)
-    card = {"template": split.template, "ensemble_templates": templates, "linear_probes": probes}
+    card = {
+        **origin,
+        "classifiers_digest": digest_tensors(tensors),
+        "template": split.template,
+        "ensemble_templates": templates,
+        "linear_probes": probes,
+    }
     write_json(paths.BASELINES / "card.json", {**card, "linear_probe": probes[str(params.split.shots)]})
 
 

@@ -1,17 +1,20 @@
-"""evaluate: learned prompt, baselines and test features -> metrics; the only stage that reads the test images."""
+"""evaluate: learned prompt, baselines and test features -> metrics; the only stage that judges on the test images."""
 
 import csv
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from coop_core.artifact import Artifact, read_artifact, restore_learner
+from coop_core.backbone import digest_tensors
 from coop_core.classifier import LinearClassifier
+from coop_core.errors import ArtifactError
 from coop_core.evaluation import Evaluation, evaluate
 from coop_core.features import load_features, normalised
-from coop_core.files import read_tensors, write_json, write_text
+from coop_core.files import read_json, read_tensors, write_json, write_text
 from coop_core.params import Params, load_params
 from coop_core.split import Split, read_split
 from pipelines import console, paths
@@ -22,9 +25,15 @@ BASELINES = ("zero-shot", "prompt ensemble", "linear probe")
 def main() -> None:
     params = load_params(paths.PARAMS)
     split = read_split(paths.SPLIT)
-    features = torch.from_numpy(np.array(load_features(paths.FEATURES, "test", split)[:, 0]))  # (n, d)
+    prompt = read_artifact(paths.PROMPT)
+    curve_prompts = {shots: read_artifact(paths.CURVE_PROMPTS / f"{shots}_shots") for shots in params.split.curve_shots}
+    for artifact in (prompt, *curve_prompts.values()):
+        check_origin(artifact.card["data"], artifact.feature_key, prompt, split, what="prompt")
+    tensors, baseline_card = read_baselines()
+    check_origin(baseline_card, baseline_card.get("feature_key"), prompt, split, what="baselines")
+    test = load_features(paths.FEATURES, "test", split, key=prompt.feature_key)[:, 0]
+    features = torch.from_numpy(np.array(test))                                   # (n, d)
     labels = np.array([image.label for image in split.test])
-    tensors, _ = read_tensors(paths.BASELINES / "classifiers.safetensors")
 
     def judge(probabilities: np.ndarray) -> Evaluation:
         return evaluate(
@@ -35,7 +44,7 @@ def main() -> None:
         return LinearClassifier.from_tensors(tensors, name).probabilities(features).numpy()
 
     method = params.method.name
-    learned = learned_probabilities(read_artifact(paths.PROMPT), features)
+    learned = learned_probabilities(prompt, features)
     evaluations = {
         "zero-shot": judge(baseline("zero-shot")),
         "prompt ensemble": judge(baseline("prompt ensemble")),
@@ -45,9 +54,7 @@ def main() -> None:
     few_shot_curve = [
         {
             "shots": shots,
-            method: judge(
-                learned_probabilities(read_artifact(paths.CURVE_PROMPTS / f"{shots}_shots"), features)
-            ).accuracy,
+            method: judge(learned_probabilities(curve_prompts[shots], features)).accuracy,
             "linear probe": judge(baseline(f"linear probe {shots}")).accuracy,
         }
         for shots in sorted(params.split.curve_shots)
@@ -58,6 +65,29 @@ def main() -> None:
     write_json(paths.EVALUATION / "evaluation.json", _report(params, split, evaluations, few_shot_curve))
     write_text(paths.EVALUATION / "predictions.csv", _predictions(split, learned))
     write_json(paths.METRICS, headline(evaluations))
+
+
+def read_baselines() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The classifiers and their card, which is theirs."""
+    tensors, _ = read_tensors(paths.BASELINES / "classifiers.safetensors")
+    card = read_json(paths.BASELINES / "card.json")
+    if card.get("classifiers_digest") != digest_tensors(tensors):
+        raise ArtifactError(f"{paths.BASELINES} holds other classifiers than its card says: run `dvc repro -f`")
+    return tensors, card
+
+
+def check_origin(data: Mapping[str, Any], key: str | None, prompt: Artifact, split: Split, *, what: str) -> None:
+    """Everything that is judged here was made from this split's images, by the backbone of the prompt.
+
+    Raises
+    ------
+    ArtifactError
+    """
+    ours = {f"{name}_digest": getattr(split, f"{name}_digest") for name in ("train", "val")}
+    if {name: data.get(name) for name in ours} != ours:
+        raise ArtifactError(f"the {what} in artifacts/ belong to another split: run `dvc repro`")
+    if key != prompt.feature_key:
+        raise ArtifactError(f"the {what} in artifacts/ were made on other weights than the prompt: run `dvc repro`")
 
 
 def learned_probabilities(artifact: Artifact, features: torch.Tensor) -> np.ndarray:

@@ -2,8 +2,7 @@
 
 import logging
 
-from coop_core.backbone import load_backbone
-from coop_core.features import extract_features
+from coop_core.features import extract_features, features_card
 from coop_core.files import write_json
 from coop_core.params import load_params
 from coop_core.split import read_split
@@ -17,7 +16,7 @@ def main() -> None:
     params, settings = load_params(paths.PARAMS), load_settings()
     device = choose_device(settings)
     split = read_split(paths.SPLIT)
-    backbone = load_backbone(**params.backbone.model_dump(), device=device)
+    backbone = params.backbone.load(device=device)
     log.info("backbone %s on %s", backbone.name, device)
     subsets = {"train": (split.train, params.features.views), "val": (split.val, 1), "test": (split.test, 1)}
     for name, (images, views) in subsets.items():
@@ -33,17 +32,7 @@ def main() -> None:
                 batch_size=params.features.batch_size,
                 progress=update,
             )
-    write_json(
-        paths.FEATURES / "card.json",
-        {
-            "backbone": backbone.name,
-            "weights_digest": backbone.weights_digest,
-            "transform_digest": backbone.transform.digest,
-            "train_digest": split.train_digest,
-            "test_digest": split.test_digest,
-            "views": params.features.views,
-        },
-    )
+    write_json(paths.FEATURES / "card.json", features_card(backbone, split, views=params.features.views))
 
 
 if __name__ == "__main__":

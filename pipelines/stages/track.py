@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from coop_core.artifact import read_artifact
+from coop_core.artifact import read_artifact, write_card
 from coop_core.dataset import read_dataset
 from coop_core.errors import ArtifactError
 from coop_core.files import digest_json, read_json, write_json
@@ -52,7 +52,7 @@ def with_metrics(prompt: Path, target: Path, evaluation: dict[str, Any]) -> Path
         name: {key: e[key] for key in ("n", "accuracy", "interval", "macro_f1", "calibration_error")}
         for name, e in evaluation["classifiers"].items()
     }
-    write_json(target / "card.json", {**card, "metrics": metrics})
+    write_card(target, {**card, "metrics": metrics})
     return target
 
 
@@ -61,11 +61,12 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
     card = read_json(prompt / "card.json")
     method = evaluation["method"]
     learned, zero_shot = evaluation["classifiers"][method], evaluation["classifiers"]["zero-shot"]
+    learned_tensors = {name: digest for name, digest in card["digests"].items() if name != "card"}
     lock = Path("dvc.lock")
     reference = f"{split.dataset_name}-{method}-{params.split.shots}shots-seed{params.seed}"
     return RunRecord(
         name=reference,
-        key=digest_json([card["digests"], card["metrics"], params.of_run(), split.test_digest]),
+        key=digest_json([learned_tensors, card["metrics"], params.of_run(), split.test_digest]),
         params=flat(params.of_run()),
         tags={
             "dataset": split.dataset_name,

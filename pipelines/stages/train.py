@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from coop_core.artifact import Artifact, make_card, read_artifact, write_artifact
-from coop_core.backbone import Backbone, load_backbone
-from coop_core.features import load_features, normalised
+from coop_core.backbone import Backbone
+from coop_core.features import feature_key, load_features, normalised
 from coop_core.files import digest_json, write_json, write_text
 from coop_core.interpretation import nearest_words
 from coop_core.methods import load_method
@@ -22,7 +22,7 @@ from coop_core.params import Params, load_params
 from coop_core.split import Split, read_split
 from coop_core.training import Checkpoint, Epoch, fit, generator_for
 from pipelines import console, paths
-from pipelines.revision import code_revision
+from pipelines.revision import code_revision, core_digest
 from pipelines.settings import choose_device, load_settings
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def main() -> None:
     params, settings = load_params(paths.PARAMS), load_settings()
     split = read_split(paths.SPLIT)
     device = choose_device(settings)
-    backbone = load_backbone(**params.backbone.model_dump(), device=device)
+    backbone = params.backbone.load(device=device)
     checkpoints = settings.cache_folder / paths.CHECKPOINTS
     paths.CURVE_PROMPTS.mkdir(parents=True, exist_ok=True)
     for shots in params.split.curve_shots:
@@ -46,9 +46,11 @@ def train_prompt(
 ) -> list[Epoch]:
     """Train on the first `shots` images a class and write the artefact into `folder`."""
     images = split.shots_subset(shots)
-    features = normalised(load_features(paths.FEATURES, "train", split)[: len(images)], device=backbone.device)
+    made_by = feature_key(backbone)
+    train_features = load_features(paths.FEATURES, "train", split, key=made_by)
+    features = normalised(train_features[: len(images)], device=backbone.device)
     labels = torch.tensor([image.label for image in images], device=backbone.device)
-    val_features = normalised(load_features(paths.FEATURES, "val", split)[:, 0], device=backbone.device)
+    val_features = normalised(load_features(paths.FEATURES, "val", split, key=made_by)[:, 0], device=backbone.device)
     val_labels = torch.tensor([image.label for image in split.val], device=backbone.device)
     learner = load_method(params.method.name).build(
         params.method,
@@ -57,9 +59,7 @@ def train_prompt(
         generator=generator_for(params.seed, "context"),
         engine=params.engine.engine(),
     )
-    tree = params.of_run()
-    identity = [tree, split.train_digest, backbone.weights_digest, str(backbone.device), shots, torch.__version__]
-    key = digest_json(identity)
+    key = checkpoint_key(params, split, backbone, shots, code=core_digest())
     checkpoint = Checkpoint(checkpoints / f"{key}.safetensors", key)
     log.info("training %s with %d shots on %s", params.method.name, shots, backbone.device)
     if encoder := getattr(learner, "encoder", None):
@@ -82,7 +82,7 @@ def train_prompt(
         backbone=backbone,
         split=split,
         shots=shots,
-        params=tree,
+        params=params.of_run(),
         curve=[asdict(epoch) for epoch in curve],
         code_revision=code_revision(),
     )
@@ -90,6 +90,13 @@ def train_prompt(
     write_artifact(folder, learner, card, logit_scale=backbone.logit_scale)
     checkpoint.path.unlink(missing_ok=True)
     return curve
+
+
+def checkpoint_key(params: Params, split: Split, backbone: Backbone, shots: int, *, code: str) -> str:
+    """What decides a training to the last bit, and the curve beside it; only a checkpoint of this key is taken up."""
+    images = [split.train_digest, split.val_digest]
+    machine = [str(backbone.device), torch.__version__]
+    return digest_json([params.of_run(), images, feature_key(backbone), machine, shots, code])
 
 
 def shared_words(artifact: Artifact, backbone: Backbone) -> dict[str, Any] | None:
