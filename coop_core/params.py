@@ -7,6 +7,7 @@ so that the values DVC records are the values that were used.
 import difflib
 import io
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,6 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from coop_core.backbone import Backbone, Precision, load_backbone
@@ -36,11 +36,13 @@ from coop_core.text_encoding import Engine
 
 PINS = "constraints.txt"
 """Pins of every package, those of packaged weights among them."""
+_SHOWN = 80
+"""Characters of a wrong value that an error repeats."""
 _CHECKPOINTS = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DatasetParams(Section):
@@ -55,11 +57,11 @@ class DatasetParams(Section):
 class SplitParams(Section):
     shots: int = Field(ge=1, le=1_000)
     """Training images a class."""
-    curve_shots: list[Annotated[int, Field(ge=1)]] = []
+    curve_shots: list[Annotated[int, Field(ge=1, le=1_000)]] = []
     """Fewer shots to train as well, for the few-shot curve; each set is part of the next larger one."""
     classes: Literal["all", "base", "new"] = "all"
     """base is the first half of the labels (rounded up), new the rest."""
-    test_per_class: int | None = Field(default=None, ge=1)
+    test_per_class: int | None = Field(default=None, ge=1, le=10**9)
     """At most so many test images a class, chosen independently of the seed; null takes all."""
 
     @model_validator(mode="after")
@@ -115,17 +117,17 @@ def local_weights(architecture: Any, pretrained: Any) -> str | None:
 class FeatureParams(Section):
     views: int = Field(default=1, ge=1, le=256)
     """Encodings of each training image: view 0 is the test transform, the others random crops and flips."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=4_096)
     """Images that go through the image tower together; changes speed and memory, not the features."""
 
 
 class TrainParams(Section):
     epochs: int = Field(ge=1, le=10_000)
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=10**6)
     learning_rate: float = Field(ge=0, le=100)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0, le=1)
-    warmup_epochs: int = Field(default=1, ge=0)
+    warmup_epochs: int = Field(default=1, ge=0, le=10_000)
     """First epochs at the constant warm-up learning rate; the cosine starts after them."""
     warmup_learning_rate: float = Field(default=1e-5, ge=0, le=1)
 
@@ -137,7 +139,7 @@ class TrainParams(Section):
 
 
 def _check_memory(value: str) -> str:
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)? ?(MB|GB)", value):
+    if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,7})? ?(MB|GB)", value):
         raise ValueError("write a number with its unit, such as 500 MB or 4 GB")
     return value
 
@@ -187,7 +189,7 @@ class GateParams(Section):
     """It is worse than the champion when chance alone would lose so many images more rarely than this."""
     max_class_drop: float = Field(default=0.15, ge=0, le=1)
     """By how much of its test images a class may fall against the champion."""
-    min_images_a_class: int = Field(default=20, ge=1)
+    min_images_a_class: int = Field(default=20, ge=1, le=10**9)
     """Classes with fewer test images are not judged one by one."""
 
     approval_minutes: int = Field(default=0, ge=0, le=10_080)
@@ -200,8 +202,8 @@ class GateParams(Section):
 class Range(Section):
     """Numbers a search may draw; whole ones where the parameter is one."""
 
-    low: int | float
-    high: int | float
+    low: Annotated[int, Field(ge=-(10**15), le=10**15)] | float
+    high: Annotated[int, Field(ge=-(10**15), le=10**15)] | float
     log: bool = False
     """Drawn evenly on a logarithmic scale."""
 
@@ -229,6 +231,14 @@ class SweepParams(Section):
     """Share of the trials that may fail before the sweep gives up."""
 
     @model_validator(mode="after")
+    def _plain_values(self) -> "SweepParams":
+        for name, values in self.space.items():
+            if isinstance(values, list) and not _is_plain(values):
+                raise ValueError(f"space.{name} holds something else than numbers, words, lists and sections "
+                                 "(a date? write it in quotes)")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def _possible(self) -> "SweepParams":
         ranges = [name for name, values in self.space.items() if isinstance(values, Range)]
         if self.search == "grid" and ranges:
@@ -241,6 +251,14 @@ class SweepParams(Section):
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} names a seed twice")
         return self
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
+    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def poses_a_task(name: str) -> bool:
@@ -292,8 +310,10 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: run in the project's folder, or restore it with git") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ParamsError(f"{path} is nested too deeply to be a file of parameters") from None
+    except Exception as error:  # what does not fit its own tag, such as a 13th month, ends in errors of many kinds
+        raise ParamsError(f"{path} is not readable YAML: {' '.join(str(error).split())[:300]}") from None
     return parse_params(tree, where=str(path))
 
 
@@ -357,5 +377,15 @@ def _sentence(fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{key} is missing"
     message = fault["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(fault["input"], dict | BaseModel) else f" (it is {fault['input']!r})"
+    given = "" if isinstance(fault["input"], dict | BaseModel) else f" (it is {_shown(fault['input'])})"
     return f"{key}: {message[0].lower()}{message[1:]}{given}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and abs(value) > 10**30:  # Python itself refuses to write very long ones
+        return f"a number of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "nested too deeply"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -133,11 +135,84 @@ def test_a_polite_kill_ends_like_ctrl_c_and_unwinds():
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("a defect"), FileNotFoundError(errno.ENOENT, "a defect"), RuntimeError("a defect")], ids=repr
+    "error", [ValueError("a defect"), FileNotFoundError(errno.ENOENT, "a defect"), RuntimeError("a defect"),
+              MemoryError(), RecursionError("a defect")], ids=repr
+)  # fmt: skip
+def test_what_nobody_foresaw_is_a_sentence_and_its_traceback_is_kept(run, error, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    status, out, err = run(raising(error))
+    (kept,) = tmp_path.iterdir()
+
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: something unforeseen happened ({type(error).__name__}")
+    assert str(kept) in err
+    assert "Traceback" in kept.read_text()
+    assert "in raising" in kept.read_text() or "in main" in kept.read_text()
+
+
+@pytest.mark.parametrize("number", [errno.ENOTDIR, errno.EEXIST, errno.EISDIR])
+def test_a_file_where_a_folder_should_be_is_a_sentence_with_its_place(run, number):
+    status, _, err = run(raising(OSError(number, os.strerror(number), "params.yaml/cache")))
+
+    assert status == 2
+    assert "params.yaml/cache" in err
+    assert "name another place" in err
+
+
+def heard(steps: list[tuple[float, int]], *, every: float | None = 30, total: int = 100) -> list[str]:
+    """What is said of a job that has done so much at such times."""
+    spoken = console.Spoken("coop, 16 shots", every=every)
+    return [line for now, done in steps if (line := spoken.line(done, total, now))]
+
+
+def test_a_job_of_more_than_a_minute_is_announced_once():
+    assert heard([(0, 1), (2, 2), (4, 3), (6, 4)], every=None) == ["coop, 16 shots: about 3 minutes"]
+
+
+def test_a_job_of_less_than_a_minute_is_not_announced():
+    assert heard([(0, 1), (4, 50), (8, 100)], every=None) == []
+
+
+def test_what_an_earlier_attempt_did_is_no_speed():
+    assert heard([(0, 90), (20, 91), (21, 92)], every=None) == ["coop, 16 shots: about 3 minutes"]
+
+
+def test_outside_a_terminal_a_line_now_and_then_says_how_far_it_is():
+    steps = [(float(second), 1 + second // 4) for second in range(100)]
+    assert heard(steps) == [
+        "coop, 16 shots: about 7 minutes",
+        "coop, 16 shots: 9 of 100, about 6 minutes left",
+        "coop, 16 shots: 17 of 100, about 6 minutes left",
+        "coop, 16 shots: 24 of 100, about 5 minutes left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(1.2, "1 second"), (40, "40 seconds"), (720, "12 minutes"), (12_600, "3.5 hours")]
 )
-def test_a_defect_of_the_product_is_not_hidden(error):
-    with pytest.raises(type(error), match="a defect"):
-        console.run(raising(error))
+def test_durations_are_told_in_one_unit(seconds, said):
+    assert console.duration(seconds) == said
+
+
+def test_a_stage_s_own_lines_are_heard():
+    """A stage's logger bears its module's name, below a package whose lines are shown."""
+    program = "import logging; from pipelines import console; console.run({})"
+    speak = "lambda: logging.getLogger('pipelines.stages.train').info('text tower: packed')"
+    done = subprocess.run([sys.executable, "-c", program.format(speak)], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "text tower: packed\n")
+
+
+def test_an_interrupt_while_a_stage_is_imported_shows_no_traceback(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.stages", "train"], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"},
+    )  # fmt: skip
+
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
 
 
 def test_an_exit_of_the_main_itself_keeps_its_status(run):

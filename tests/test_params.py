@@ -1,5 +1,6 @@
 """params.yaml: read as DVC reads it, checked as a whole, every fault told at once in words."""
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ def changed(**changes: Any) -> dict[str, Any]:
 
 def parse(**changes: Any) -> Params:
     return parse_params(changed(**changes), where="params.yaml")
+
+
+def sweeping(section: dict[str, Any]) -> Params:
+    return parse_params({**changed(), "sweep": section}, where="params.yaml")
 
 
 def write(folder: Path, text: str) -> Path:
@@ -273,6 +278,60 @@ def test_initial_words_can_give_the_number_of_context_vectors() -> None:
 def test_a_value_out_of_its_range_is_a_fault(section: str, key: str, value: object) -> None:
     with pytest.raises(ParamsError, match=rf"params\.yaml: {section}\.{key}: "):
         parse(**{section: {key: value}})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("features", "batch_size", 10**24),
+        ("train", "batch_size", 10**24),
+        ("train", "learning_rate", float("nan")),
+        ("train", "momentum", float("inf")),
+        ("engine", "max_memory", "9" * 400 + " GB"),
+        ("split", "test_per_class", 10**30),
+    ],
+)
+def test_a_number_beyond_all_bounds_is_a_fault(section: str, key: str, value: object) -> None:
+    with pytest.raises(ParamsError, match=rf"params\.yaml: {section}\.{key}: .{{1,400}}$"):
+        parse(**{section: {key: value}})
+
+
+@pytest.mark.parametrize("values", [{"low": float("nan"), "high": 1.0}, {"low": 0.1, "high": float("inf")}])
+def test_a_range_without_end_is_a_fault(values: dict[str, float]) -> None:
+    with pytest.raises(ParamsError, match=r"sweep\.space\.train\.learning_rate.*finite number"):
+        sweeping({"name": "a", "search": "random", "seeds": [1], "space": {"train.learning_rate": values}})
+
+
+@pytest.mark.parametrize("value", [datetime.date(2001, 1, 1), float("nan"), {1: 2}])
+def test_a_sweep_over_what_is_no_parameter_is_a_fault(value: object) -> None:
+    with pytest.raises(ParamsError, match=r"space\.train\.epochs holds something else than numbers, words"):
+        sweeping({"name": "a", "seeds": [1], "space": {"train.epochs": [value]}})
+
+
+@pytest.mark.parametrize("text", ["seed: 2001-99-99", "seed: !!int abc", "seed: !!bool maybe", f"seed: {'9' * 5000}",
+                                  f"seed: {'[' * 5000}{']' * 5000}", "seed: !!python/object:os.system x"],
+                         ids=["date", "int", "bool", "digits", "depth", "object"])  # fmt: skip
+def test_what_a_tag_cannot_hold_is_a_sentence(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ParamsError, match=r"^[^\n]{1,600}$"):
+        load_params(write(tmp_path, text))
+
+
+def test_a_very_long_number_is_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"seed: .*\(it is a number of 20000 bits\)"):
+        load_params(write(tmp_path, VALID.replace("seed: 1", f"seed: 0x{'f' * 5000}")))
+
+
+@pytest.mark.parametrize("part", [{"architecture": "local-dir:models/a"}, {"architecture": "ViT-B-32",
+                                  "pretrained": "models/a"}])  # fmt: skip
+def test_local_weights_are_what_dvc_watches(part: dict[str, str]) -> None:
+    assert parse(backbone=part).backbone.files == "models/a"
+    with pytest.raises(ParamsError, match=r"files must be models/a as well, so that other weights"):
+        parse(backbone={**part, "files": "constraints.txt"})
+
+
+def test_published_weights_follow_the_pins() -> None:
+    assert parse(backbone={"architecture": "ViT-B-32", "pretrained": "openai"}).backbone.files == "constraints.txt"
+    assert (Path(__file__).parents[1] / "constraints.txt").is_file()
 
 
 # The file
