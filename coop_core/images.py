@@ -1,7 +1,8 @@
-"""Images: a file, bytes or an array slice -> the pixels a backbone expects, at test time or as an augmented view.
+"""Images: a file, bytes, an array or a picture in memory -> the pixels a backbone expects, as tested or augmented.
 
 What is opened is bounded before a pixel is decoded: the format, the number of pixels, their aspect, and how many
-pixels all threads hold at once.
+pixels all threads hold at once. Sixteen threads that each read the largest image allowed hold MEASURED
+(`benchmarks/image_memory.py`).
 """
 
 import functools
@@ -9,8 +10,9 @@ import hashlib
 import io
 import random
 import re
+import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,8 +42,19 @@ MAX_ASPECT = 100
 LAID_ON_WHITE = "transparent pixels were laid on white"
 NEARLY_BLACK = "16-bit pixels use less than a sixteenth of their range, so that they are nearly black (scale them up)"
 
-_SLICE = re.compile(r"(?P<file>.+\.npy)#(?P<index>\d{1,9})")
+Source = Path | bytes | Image.Image | np.ndarray
+"""A file, the bytes of one, a picture, or uint8 pixels (h, w), (h, w, 3) or (h, w, 4)."""
+
+_SLICE = re.compile(r"(?P<file>.+\.npy)#(?P<index>\d{1,9})", re.DOTALL)
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_STRIPE_PIXELS = 1 << 20
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What makes each EXIF orientation upright. Pillow's own exif_transpose also writes the other EXIF data anew, and
+fails on photographs where these are damaged."""
 
 
 @dataclass(frozen=True)
@@ -53,76 +66,143 @@ class Decoded:
 
 
 @contextmanager
-def decoded(source: Path | bytes) -> Iterator[Decoded]:
-    """An image while it is in use, counted among the pixels in flight: a file, a file's bytes, or `images.npy#12`,
-    slice 12 of an array of grey or RGB images.
+def decoded(source: Source) -> Iterator[Decoded]:
+    """An image while it is in use, counted among the pixels in flight; a path may be `images.npy#12`, slice 12 of
+    an array of grey or RGB images. Do not nest: the outer image may leave no pixels for the inner.
 
     The colour conversion comes before any resizing, as in CoOp's data pipeline. Photographs are turned as their EXIF
-    orientation says and transparency is laid on white, which that pipeline does not do.
+    orientation says, 16-bit grey is scaled and transparency is laid on white, which that pipeline does not do.
 
     Raises
     ------
     DatasetError
-        When the file is missing, no regular file, truncated, of no format in `FORMATS`, or too large.
+        When the file is missing, no regular file, truncated, of no format in `FORMATS`, or too large; and for
+        pixels whose range nobody knows: floating-point ones, and 32-bit integers outside 0 to 65535. It begins with
+        "image PATH", or "the image" where there is no path.
     """
-    name = "the image" if isinstance(source, bytes) else f"image {source}"
-    if isinstance(source, Path) and not source.is_file():
-        if match := _SLICE.fullmatch(source.name):
-            yield Decoded(_read_slice(source.with_name(match["file"]), int(match["index"])))
-            return
-        raise DatasetError(f"{name} is no regular file" if source.exists() else f"{name} is missing")
-    try:
-        opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-    except Exception as error:  # a decoder may raise anything on a damaged header
-        raise _unreadable(name, error) from None
-    with opened, _IN_FLIGHT.take(_checked_pixels(opened, name)):
+    name = f"image {source}" if isinstance(source, Path) else "the image"
+    with _opened(source, name) as opened, _IN_FLIGHT.take(_checked_pixels(opened, name)):
         try:
-            found = to_rgb(opened)
-        except Exception as error:  # and on damaged contents: MemoryError, RuntimeError, struct.error, ...
+            found = _upright_rgb(opened)
+        except Exception as error:  # damaged contents: a decoder may raise MemoryError, RuntimeError, struct.error, ...
             raise _unreadable(name, error) from None
         yield found
 
 
-def read_image(source: Path | bytes) -> Image.Image:
+def read_image(source: Source) -> Image.Image:
     """The image alone, as `decoded` gives it."""
     with decoded(source) as found:
         return found.image
 
 
-def to_rgb(image: Image.Image) -> Decoded:
-    """Any opened image, upright, as 8-bit RGB; 16-bit grey is scaled, transparency laid on white.
+def is_picture(file: Path) -> bool:
+    """Whether a regular file's content begins as one of `FORMATS` does, whatever it is called and however it goes on.
 
-    Raises
-    ------
-    OSError
-        For truncated files, and for pixels whose range nobody knows: floating-point ones, and 32-bit integers
-        outside 0 to 65535.
+    A file that cannot be opened counts as one: reading it says why.
     """
-    notes = []
+    try:
+        with Image.open(file, formats=FORMATS):
+            return True
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # a decoder may raise anything on a damaged header
+        return True
+
+
+def is_slice(path: Path) -> bool:
+    """Whether a path is one slice of a npy file that is there, such as `images.npy#12`."""
+    match = _SLICE.fullmatch(path.name)
+    return match is not None and path.with_name(match["file"]).is_file()
+
+
+@contextmanager
+def _opened(source: Source, name: str) -> Iterator[Image.Image]:
+    """Only its header is read, so far as the format allows that."""
+    if isinstance(source, Image.Image):
+        yield source                                                              # and stays open: it is the caller's
+    elif isinstance(source, np.ndarray):
+        yield _from_array(source, name)
+    elif isinstance(source, Path) and (match := _SLICE.fullmatch(source.name)) and not source.exists():
+        yield _from_array(_slice(source.with_name(match["file"]), int(match["index"]), name), name)
+    else:
+        try:
+            if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+                raise DatasetError(f"{name} is no regular file")
+            opened = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+        except DatasetError:
+            raise
+        except FileNotFoundError:
+            raise DatasetError(f"{name} is missing") from None
+        except Exception as error:  # a decoder may raise anything on a damaged header
+            raise _unreadable(name, error) from None
+        with opened:
+            yield opened
+
+
+def _upright_rgb(image: Image.Image) -> Decoded:
+    """Converted first and turned then, which gives the same pixels and is the cheaper order where 4 channels or 16
+    bits become 3 channels of 8."""
     image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:                    # an upright image is not copied
-        image = ImageOps.exif_transpose(image)
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    notes: tuple[str, ...] = ()
     if image.mode == "F":
         raise OSError("floating-point pixels, whose range is not known; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        wide = np.asarray(image)
-        low, high = int(wide.min()), int(wide.max())
-        if low < 0 or high > 65535:
-            raise OSError(f"32-bit pixels from {low} to {high}, whose range is not known; save it with 8 or 16 bits")
-        if 0 < high < 4096:
-            notes.append(NEARLY_BLACK)
-        image = Image.fromarray((wide // 257).astype(np.uint8))
+        image, notes = _from_16_bits(image)
     elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getchannel("A").histogram()[:255] != [0] * 255:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            notes.append(LAID_ON_WHITE)
-    return Decoded(image if image.mode == "RGB" else image.convert("RGB"), tuple(notes))
+        image, notes = _laid_on_white(image)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    return Decoded(image if turn is None else image.transpose(turn), notes)
+
+
+def _from_16_bits(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    ranges = []
+    clear = image.info.get("transparency")                                        # one grey that is transparent
+
+    def convert(stripe: Image.Image) -> Image.Image:
+        wide = np.asarray(stripe)
+        ranges.append((int(wide.min()), int(wide.max())))
+        return Image.fromarray(np.where(wide == clear, 255, wide // 257).astype(np.uint8)).convert("RGB")
+
+    found = _by_stripes(image, convert)
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    if low < 0 or high > 65535:
+        raise OSError(f"32-bit pixels from {low} to {high}, whose range is not known; save it with 8 or 16 bits")
+    return found, (NEARLY_BLACK,) if 0 < high < 4096 else ()
+
+
+def _laid_on_white(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    least = []
+
+    def convert(stripe: Image.Image) -> Image.Image:
+        stripe = stripe.convert("RGBA")
+        least.append(np.asarray(stripe)[..., 3].min())
+        white = Image.new("RGB", stripe.size, "white")
+        white.paste(stripe, mask=stripe)
+        return white
+
+    found = _by_stripes(image, convert)
+    return found, (LAID_ON_WHITE,) if min(least) < 255 else ()
+
+
+def _by_stripes(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert(image)` of a conversion to RGB that looks at each pixel alone, without its copies of the whole."""
+    width, height = image.size
+    rows = max(1, _STRIPE_PIXELS // width)
+    if rows >= height:
+        return convert(image)
+    found = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        found.paste(convert(image.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return found
 
 
 def _checked_pixels(image: Image.Image, name: str) -> int:
-    """How many an opened image has, refused where they are too many or too oddly arranged."""
+    """How many an opened image has, refused where they are none, too many or too oddly arranged."""
     width, height = image.size
+    if not width * height:
+        raise DatasetError(f"{name} has {width} x {height} pixels: replace or remove it")
     if width * height > MAX_PIXELS:
         raise DatasetError(f"{name} has {width} x {height} pixels, more than {MAX_PIXELS:,}: scale it down")
     if max(width, height) > MAX_ASPECT * min(width, height):
@@ -132,25 +212,32 @@ def _checked_pixels(image: Image.Image, name: str) -> int:
 
 
 def _unreadable(name: str, error: Exception) -> DatasetError:
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return DatasetError(f"{name} has more than {MAX_PIXELS:,} pixels: scale it down")
     if isinstance(error, UnidentifiedImageError):
         reason = f"no picture in one of the formats {', '.join(FORMATS)}"
     elif isinstance(error, MemoryError):
         reason = "not enough memory"
     else:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        reason = " ".join(text.split())
     return DatasetError(f"{name} cannot be read ({reason}): replace or remove it")
 
 
-def _read_slice(array: Path, index: int) -> Image.Image:
+def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise DatasetError(f"{name} is an array of {pixels.dtype} {pixels.shape}, not of uint8 (h, w), (h, w, 3) or "
+                           "(h, w, 4): convert it")  # fmt: skip
+    return Image.fromarray(pixels)
+
+
+def _slice(array: Path, index: int, name: str) -> np.ndarray:
     if not array.is_file():
-        raise DatasetError(f"image {array}#{index} is missing")
+        raise DatasetError(f"{name} is missing")
     slices = _open_array(array, array.stat().st_mtime_ns)
-    if index >= len(slices):
-        raise DatasetError(f"image {array}#{index} is missing: the array holds {len(slices)}")
-    try:
-        return Image.fromarray(slices[index]).convert("RGB")
-    except (TypeError, ValueError) as error:
-        raise DatasetError(f"image {array}#{index} cannot be read ({error}): grey or RGB bytes are wanted") from None
+    if not slices.ndim or index >= len(slices):
+        raise DatasetError(f"{name} is missing: the array holds {len(slices) if slices.ndim else 0}")
+    return np.asarray(slices[index])
 
 
 class _Budget:

@@ -1,7 +1,11 @@
 """Predictor: an artefact and its backbone -> labels and probabilities for images."""
 
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,11 @@ from PIL import Image
 from coop_core.artifact import Artifact, check_backbone, read_artifact, restore_learner
 from coop_core.backbone import Backbone
 from coop_core.classifier import LinearClassifier
-from coop_core.errors import ArtifactError
+from coop_core.errors import ArtifactError, DatasetError
+from coop_core.images import Source, decoded
+
+_AHEAD = 2
+"""Batches that are decoded ahead of the model."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,90 @@ class Predictor:
         artifact = read_artifact(folder)
         return cls(artifact, artifact.load_backbone(device=device), class_names)
 
-    def predict(self, images: Sequence[Image.Image], *, top: int | None = None) -> list[Prediction]:
-        """Upright RGB images -> the `top` most probable classes of each (all of them by default)."""
-        pixels = np.stack([self.backbone.transform.test_view(image) for image in images])
+    def predict(
+        self, images: Iterable[Source | str], *, top: int | None = None, batch_size: int = 32
+    ) -> list[Prediction]:
+        """Files, their bytes, PIL images of any mode or uint8 arrays -> the `top` most probable classes of each
+        (all of them by default).
+
+        Raises
+        ------
+        DatasetError
+            For the first image that cannot be read.
+        """
+        found = []
+        for answer in self.answers(images, top=top, batch_size=batch_size):
+            if isinstance(answer, DatasetError):
+                raise answer
+            found.append(answer)
+        return found
+
+    def answers(
+        self, images: Iterable[Source | str], *, top: int | None = None, batch_size: int = 32
+    ) -> Iterator[Prediction | DatasetError]:
+        """As `predict`, one after another; an image that cannot be read gets its fault in place of an answer.
+
+        Images are decoded ahead of the model, and only views of a few batches are in memory, however many there are.
+        """
+        if isinstance(images, str | bytes | Path | Image.Image | np.ndarray):
+            raise DatasetError("a list of images is wanted, not one: write [image], or list(images) of an array")
+        if top is not None and top < 1:
+            raise DatasetError(f"top is {top}, but counts the classes to show: give 1 or more")
+        if batch_size < 1:
+            raise DatasetError(f"batch_size is {batch_size}: give 1 or more")
+        return self._answers(iter(images), top=top, batch_size=batch_size)
+
+    def _answers(
+        self, images: Iterator[Source | str], *, top: int | None, batch_size: int
+    ) -> Iterator[Prediction | DatasetError]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            waiting: deque[Future[np.ndarray | DatasetError]] = deque()
+
+            def refill() -> None:
+                for image in islice(images, (1 + _AHEAD) * batch_size - len(waiting)):
+                    waiting.append(self._submit(pool, image))
+
+            refill()
+            while waiting:
+                views = [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
+                refill()                                                          # decoded while the model runs
+                yield from self._answered(views, top)
+
+    def _answered(
+        self, views: Sequence[np.ndarray | DatasetError], top: int | None
+    ) -> Iterator[Prediction | DatasetError]:
+        readable = [view for view in views if not isinstance(view, DatasetError)]
+        ranked = iter(self._rank(np.stack(readable), top) if readable else [])
+        for view in views:
+            yield view if isinstance(view, DatasetError) else next(ranked)
+
+    def _rank(self, pixels: np.ndarray, top: int | None) -> list[Prediction]:
+        """Test views (n, 3, size, size) -> a prediction each."""
         features = self.backbone.encode_images(torch.from_numpy(pixels))
         ranked = self._classifier.probabilities(features).sort(dim=-1, descending=True, stable=True)
         return [
             Prediction(tuple(self.class_names[i] for i in labels[:top]), tuple(probabilities[:top]))
             for labels, probabilities in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
         ]
+
+    def _submit(self, pool: ThreadPoolExecutor, image: Source | str) -> Future[np.ndarray | DatasetError]:
+        if not isinstance(image, Image.Image):
+            return pool.submit(self._view, image)
+        view: Future[np.ndarray | DatasetError] = Future()
+        view.set_result(self._view(image))                                        # two threads must not load the same
+        return view
+
+    def _view(self, image: Source | str) -> np.ndarray | DatasetError:
+        """The test view (3, size, size), or why there is none."""
+        if isinstance(image, str):
+            image = Path(image)
+        if not isinstance(image, Path | bytes | Image.Image | np.ndarray):
+            return DatasetError(f"the image is a {type(image).__name__}: give a path, a file's bytes, a PIL image or "
+                                "an array of uint8")  # fmt: skip
+        try:
+            with decoded(image) as found:
+                return self.backbone.transform.test_view(found.image)
+        except DatasetError as error:
+            return error
+        except MemoryError:
+            return DatasetError("the image cannot be read (not enough memory): scale it down")
