@@ -1,14 +1,17 @@
 """Dataset cards: a YAML card, a folder or a CSV file -> what the data set is and how to read it."""
 
 import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from coop_core.dataset import has_one_hole, words
+from coop_core.archives import MAX_BYTES
+from coop_core.dataset import has_one_hole, shown, words
 from coop_core.errors import DatasetError
 
 Layout = Literal["folders", "csv", "split-json", "idx"]
@@ -20,12 +23,19 @@ class CardFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[\w][\w.+-]*$")
+    name: str = Field(pattern=r"^[\w][\w.+-]*$", max_length=100)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     sources: list[str] = Field(min_length=1)
     """https://..., s3://bucket/key, debian:PACKAGE/path/inside, or a path beside the card."""
     unpack: bool = False
     """Extract the archive (zip or tar) instead of keeping it as it is."""
+    max_bytes: int = Field(MAX_BYTES, gt=0)
+    """A source that has more is not read further."""
+
+    @property
+    def unpacked_name(self) -> str:
+        """The folder for the archive's content: images.zip and images.tar.gz -> images."""
+        return Path(self.name).stem.removesuffix(".tar")
 
 
 class Card(BaseModel):
@@ -54,6 +64,16 @@ class Card(BaseModel):
             raise ValueError("needs exactly one {} for the class name")
         return template
 
+    @model_validator(mode="after")
+    def _files_keep_apart(self) -> Self:
+        """No file takes the place of another, nor of the note that says which archive was unpacked."""
+        archives = [file for file in self.files if file.unpack]
+        kept = [file.name for file in self.files] + [f"{file.name}.unpacked" for file in archives]
+        for what, names in (("file", kept), ("unpacked folder", [file.unpacked_name for file in archives])):
+            if twice := [name for name, times in Counter(names).items() if times > 1]:
+                raise ValueError(f"files: two of them would become the {what} {', '.join(twice)}: rename one")
+        return self
+
     def class_words(self, class_folder: str) -> str:
         """The words for one class folder."""
         if isinstance(self.class_names, dict):
@@ -77,24 +97,51 @@ def read_source(source: Path) -> tuple[Card, Path]:
             raise DatasetError(f"{source} has {len(splits)} split_zhou_*.json files: name one in a dataset card")
         index, layout = (splits[0].name, "split-json") if splits else ("", "folders")
         return Card(name=_plain_name(source), layout=layout, index=index), source
-    if source.suffix == ".csv" and source.is_file():
+    suffix = source.suffix.lower()
+    if suffix == ".csv" and source.is_file():
         return Card(name=_plain_name(source.parent), layout="csv", index=source.name), source.parent
-    if source.suffix in {".yaml", ".yml"} and source.is_file():
+    if suffix in {".yaml", ".yml"} and source.is_file():
         return _read_card(source), source.parent
-    kind = "has no suffix .yaml or .csv" if source.exists() else "does not exist"
+    if not source.exists():
+        kind = "does not exist"
+    else:
+        kind = "has no suffix .yaml or .csv" if source.is_file() else "is neither a folder nor a regular file"
     raise DatasetError(
         f"dataset.source {source} {kind}: name a dataset card (.yaml), a folder of class folders or a CSV file"
     )
 
 
+def class_labels(card: Card, class_folders: Iterable[str]) -> tuple[dict[str, int], list[str], list[str]]:
+    """({class folder: label}, class names in label order, folders that are missing in the card's list of them).
+
+    The order is the card's list, else the alphabet. Composed and decomposed Unicode, as Linux and macOS write file
+    names, are one folder.
+    """
+    composed = {folder: unicodedata.normalize("NFC", folder) for folder in class_folders}
+    folders = sorted(set(composed.values()))
+    name_of = {folder: card.class_words(folder) for folder in folders}
+    if not isinstance(card.class_names, list):
+        label_of = {folder: label for label, folder in enumerate(folders)}
+        return {folder: label_of[key] for folder, key in composed.items()}, list(name_of.values()), []
+    names = [words(name) for name in card.class_names]
+    unknown = [folder for folder in folders if name_of[folder] not in names]
+    names += [name_of[folder] for folder in unknown]
+    return {folder: names.index(name_of[key]) for folder, key in composed.items()}, names, unknown
+
+
 def _read_card(path: Path) -> Card:
     try:
-        return Card.model_validate(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise DatasetError(f"dataset card {path} is not readable YAML: {' '.join(str(error).split())}") from None
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))     # deep nesting crashes the C one
+    except Exception as error:  # the parser lets out ValueError, KeyError, IndexError, RecursionError beside its own
+        if isinstance(error, OSError):
+            raise
+        reason = shown(" ".join(str(error).split())) or type(error).__name__
+        raise DatasetError(f"dataset card {path} is not readable YAML: {reason}") from None
+    try:
+        return Card.model_validate(content)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
-        raise DatasetError(f"dataset card {path}: {faults}") from None
+        raise DatasetError(f"dataset card {path}: {shown(faults)}") from None
 
 
 def _plain_name(folder: Path) -> str:
