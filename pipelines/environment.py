@@ -1,10 +1,21 @@
-"""Defaults for libraries that are set through the environment; the only module that writes to it."""
+"""What libraries take from the environment: defaults, addresses and logins; the only module that writes to it."""
 
+import hashlib
 import os
+import secrets
+import tempfile
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from coop_core.errors import ServiceError
 
 SERVICE_OF = "COOP_SERVICE_OF"
 """Marks every process that `make up` starts, and theirs; no setting, so that no shell carries it by chance."""
+LOGIN = "login"
+"""File in the services' folder: NAME:PASSWORD for the servers that `make up` starts."""
+_USERS, _USERS_SETTINGS = "mlflow-users.db", "mlflow-users.ini"
+LOOPBACK = ("127.0.0.1", "localhost")
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -23,8 +34,59 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
+def find_login(folder: Path) -> str | None:
+    """NAME:PASSWORD for the servers of a services' folder; None before the first `make up`.
+
+    Raises
+    ------
+    ServiceError
+        When other users can read the file, or it holds something else.
+    """
+    file = folder / LOGIN
+    try:
+        state, login = file.stat(), file.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return None
+    another = "remove it, then `make down` and `make up` make another"
+    if state.st_uid != os.getuid() or state.st_mode & 0o077:
+        raise ServiceError(f"{file} holds a password and other users can read it (mode {state.st_mode & 0o777:o}): "
+                           + another)  # fmt: skip
+    name, _, password = login.partition(":")
+    if not name or not password or not login.isascii() or len(login.split()) > 1:
+        raise ServiceError(f"{file} is not NAME:PASSWORD: {another}")
+    return login
+
+
+def make_login(folder: Path) -> str:
+    """The login of a services' folder, made at the first call and kept; its user alone can read it."""
+    found = find_login(folder)
+    if found is not None:
+        return found
+    login = f"coop:{secrets.token_urlsafe(32)}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(folder / LOGIN, login + "\n")
+    return login
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file whole or not at all, for this user's eyes alone; a full disk's error names the file."""
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")  # made with mode 0600
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+        os.replace(temporary, file)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
 def service_environment(folder: Path, *, prefect_api_url: str, tracking_uri: str) -> dict[str, str]:
-    """What the services of `make up` run with, on top of `inherited_environment`; `folder` keeps their state."""
+    """What the services of `make up` run with, on top of `inherited_environment`; `folder` keeps their state.
+
+    It holds no secret, because it is written into supervisord's file.
+    """
+    origins = [f"http://{host}:{urlsplit(prefect_api_url).port}" for host in LOOPBACK]
     return {
         **_QUIET,
         SERVICE_OF: str(folder),
@@ -36,6 +98,8 @@ def service_environment(folder: Path, *, prefect_api_url: str, tracking_uri: str
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_API_URL": prefect_api_url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # By default a page of any origin may ask the server.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins),
         # In memory, a slot held while the server restarts would be taken for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "pipelines,coop_core",
@@ -44,12 +108,55 @@ def service_environment(folder: Path, *, prefect_api_url: str, tracking_uri: str
     }
 
 
+def service_secrets(login: str, tracking: tuple[str, str] | None) -> dict[str, str]:
+    """What the services are handed beside that: the login of our own servers, and MLflow's, which may be elsewhere."""
+    found = {
+        "COOP_PREFECT_API_AUTH": login,
+        "PREFECT_API_AUTH_STRING": login,
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+    }
+    if tracking is not None:
+        name, password = tracking
+        found |= {"COOP_TRACKING_USERNAME": name, "COOP_TRACKING_PASSWORD": password}
+        found |= {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
+    return found
+
+
+def prepare_login(folder: Path) -> str:
+    """The login of our servers, and MLflow's file about its users, who end with the login they began with."""
+    if find_login(folder) is None:
+        (folder / _USERS).unlink(missing_ok=True)
+    users = str(folder / _USERS).replace("%", "%%")
+    lines = ["[mlflow]", "default_permission = READ", f"database_uri = sqlite:///{users}",
+             # A password costs tens of milliseconds to check, and every heartbeat brings one.
+             "auth_cache_ttl_seconds = 300"]  # fmt: skip
+    write_private(folder / _USERS_SETTINGS, "\n".join(lines) + "\n")
+    return make_login(folder)
+
+
+def mlflow_users(folder: Path) -> dict[str, str]:
+    """Where MLflow's server finds that file; what it has no rule for is forbidden, not allowed."""
+    return {"MLFLOW_AUTH_CONFIG_PATH": str(folder / _USERS_SETTINGS), "MLFLOW_BASIC_AUTH_FAIL_CLOSED": "true"}
+
+
+def mlflow_server_secrets(login: str) -> dict[str, str]:
+    """What MLflow's server takes its first user and the key of its forms from."""
+    name, _, password = login.partition(":")
+    key = hashlib.sha256(f"forms of {login}".encode()).hexdigest()
+    return {"MLFLOW_AUTH_ADMIN_USERNAME": name, "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": key}  # fmt: skip
+
+
 def inherited_environment() -> dict[str, str]:
     """This process's variables for services: without a person's own PREFECT_ ones, and no proxy for loopback."""
     found = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     for name in ("NO_PROXY", "no_proxy"):
         found[name] = ",".join(filter(None, [found.get(name), "127.0.0.1,localhost"]))
     return found
+
+
+def variable_names() -> list[str]:
+    return list(os.environ)
 
 
 def visible_devices() -> list[str] | None:
@@ -69,13 +176,25 @@ def trainer_environment(*, device: str | None, threads: int | None) -> dict[str,
     return found
 
 
-def use_prefect(api_url: str, home: Path) -> None:
-    """Point Prefect's client at a server; before prefect is first imported. A person's own profile is left alone."""
+def use_prefect(api_url: str, home: Path, login: str | None = None) -> None:
+    """Point Prefect's client at a server; before prefect is first imported. A person's own profile is left alone.
+
+    Without a login, a server on this machine gets the one that lies beside `home`, which is the services' folder.
+    """
+    if login is None and urlsplit(api_url).hostname in LOOPBACK:
+        login = find_login(home.parent)
+    if login is not None:
+        os.environ["PREFECT_API_AUTH_STRING"] = login
     home.mkdir(parents=True, exist_ok=True)
     os.environ["PREFECT_API_URL"] = api_url
     os.environ["PREFECT_HOME"] = str(home.absolute())
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+
+
+def use_tracking_login(login: tuple[str, str]) -> None:
+    """Name and password for MLflow's client, here and in what this process starts."""
+    os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"] = login
 
 
 def is_service() -> bool:

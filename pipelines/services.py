@@ -1,8 +1,11 @@
 """Settings -> all services on this machine: up, down, status.
 
-Prefect's server, MLflow's server and the workers run below one supervisor; all listen on loopback alone.
+Prefect's server, MLflow's server and the workers run below one supervisor; all listen on loopback alone, and the
+servers answer nobody without the login of the services' folder: whoever may use them can run commands as this user.
 """
 
+import hashlib
+import os
 import platform
 import re
 import socket
@@ -13,8 +16,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-from urllib.request import ProxyHandler, build_opener
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 from xmlrpc.client import Fault
 
 from rich import box
@@ -23,13 +26,27 @@ from rich.table import Table
 from coop_core.errors import ServiceError
 from pipelines import supervision
 from pipelines.console import console
-from pipelines.environment import inherited_environment, service_environment, visible_devices
-from pipelines.settings import Settings
-from pipelines.supervision import Service, last_line, log_file
+from pipelines.environment import (
+    LOGIN,
+    LOOPBACK,
+    find_login,
+    inherited_environment,
+    mlflow_server_secrets,
+    mlflow_users,
+    prepare_login,
+    service_environment,
+    service_secrets,
+    visible_devices,
+)
+from pipelines.settings import Settings, is_own, store_address, tracking_login
+from pipelines.supervision import Service, fault, last_words, log_file
 
 DEPLOYMENTS = Path("infra/prefect.yaml")
 READY_WITHIN = 120
 """Seconds for a service to be well."""
+_ASKED_OF_PREFECT = "/api/admin/version"
+"""Whatever the server itself calls its health, it tells to anybody."""
+_ASKED_OF_MLFLOW = "/api/2.0/mlflow/experiments/search?max_results=1"
 
 
 def plan(settings: Settings, devices: Sequence[str]) -> list[Service]:
@@ -37,14 +54,15 @@ def plan(settings: Settings, devices: Sequence[str]) -> list[Service]:
     python, prefect, mlflow = sys.executable, _prefect(settings), _mlflow(settings)
     prefect_start = (python, "-m", "prefect", "server", "start",
                      "--host", "127.0.0.1", "--port", str(settings.prefect_port))  # fmt: skip
-    found = [Service("prefect-server", prefect_start, port=settings.prefect_port, health=f"{prefect}/api/health")]
+    found = [Service("prefect-server", prefect_start, port=settings.prefect_port, health=prefect + _ASKED_OF_PREFECT)]
     if _serves_mlflow(settings):
         database = _database(settings)
-        mlflow_start = (python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(settings.mlflow_port),
-                        "--workers", "1", "--backend-store-uri", f"sqlite:///{database}",
-                        # Files lie where everybody on this machine finds them, with the server or without.
-                        "--default-artifact-root", (database.parent / "mlruns").as_uri(), "--no-serve-artifacts")
-        found.append(Service("mlflow-server", mlflow_start, port=settings.mlflow_port, health=f"{mlflow}/health"))
+        store = ("--backend-store-uri", f"sqlite:///{database}",
+                 # Files lie where everybody on this machine finds them, with the server or without.
+                 "--default-artifact-root", (database.parent / "mlruns").as_uri(), "--no-serve-artifacts")  # fmt: skip
+        found.append(Service("mlflow-server", (*_mlflow_server(settings.mlflow_port), *store),
+                             mlflow_users(settings.services_folder.absolute()), port=settings.mlflow_port,
+                             health=mlflow + _ASKED_OF_MLFLOW))  # fmt: skip
     found.append(Service("cpu-worker", _worker("cpu", "cpu")))
     for i, device in enumerate(devices):
         # The worker sees one device alone, so that COOP_DEVICE=cuda:3 would be out of range.
@@ -87,29 +105,35 @@ def up(settings: Settings) -> None:
     environment = service_environment(
         folder, prefect_api_url=f"{_prefect(settings)}/api", tracking_uri=_mlflow(settings)
     )
-    text = supervision.configuration(services, folder, environment)
     with supervision.alone(folder), ExitStack() as undo:
+        login = prepare_login(folder)
+        secrets = _secrets(settings, login)
+        # Secrets are handed on, not written down; their digest, which the random login salts, tells of a change.
+        digest = hashlib.sha256(repr(sorted(secrets.items())).encode()).hexdigest()
+        text = supervision.configuration(services, folder, environment) + f"; {digest}\n"
+        environment |= secrets
         supervisor, flags = supervision.connect(folder), []
         if supervisor is None:
             flags = ["--without-workers"]
             supervision.end_processes(folder)
             _require_ports(services)
             undo.callback(supervision.stop, folder)
-            supervisor = supervision.launch(folder, text)
+            supervisor = supervision.launch(folder, text, secrets)
         elif (folder / supervision.CONFIGURATION).read_text(encoding="utf-8") != text:
             raise ServiceError("the services run with other settings or devices: `make down`, then `make up`")
         else:
             console.print("the services are up already; what is missing is repaired")
-        _bring_up(supervisor, [service for service in services if service.port is not None], folder)
+        _bring_up(supervisor, [service for service in services if service.port is not None], folder, login)
         _call("bootstrap", "-m", "pipelines.flows.bootstrap", f"{_prefect(settings)}/api", *flags,
               folder=folder, environment=environment)  # fmt: skip
-        _bring_up(supervisor, [service for service in services if service.port is None], folder)
+        _bring_up(supervisor, [service for service in services if service.port is None], folder, login)
         undo.pop_all()
         _call("deploy", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS),
               folder=folder, environment=environment | _placeholders(settings))  # fmt: skip
     text = f"""
 Prefect  {_prefect(settings)}
 MLflow   {_mlflow(settings)}
+login    NAME:PASSWORD stands in {settings.services_folder / LOGIN}; Prefect's page takes it whole
 logs     {settings.services_folder / "logs"}
 
 For `coop sweep` to use the workers, put into .env:
@@ -135,29 +159,39 @@ def status(settings: Settings) -> bool:
                       if left else "not running: `make up` starts it", highlight=False)  # fmt: skip
         return False
     servers = {service.name: service.health for service in plan(settings, []) if service.health}
+    login = find_login(folder)
     table, well = Table("service", "state", "pid", "since", box=box.SIMPLE_HEAD, pad_edge=False), True
     table.add_column("address or log", overflow="fold")
     for info in supervisor.getAllProcessInfo():
         name, state = info["name"], info["statename"].lower()
-        if state == "running" and name in servers and not _answers(servers[name]):
-            state = "no answer"
+        if state == "running" and name in servers:
+            state = fault(servers[name], login) or state
         runs = state == "running"
         well &= runs
         since = f"{datetime.fromtimestamp(info['start']):%m-%d %H:%M}" if runs else "-"
         place = _home(servers[name]) if runs and name in servers else str(log_file(settings.services_folder, name))
         table.add_row(name, state, str(info["pid"] or "-"), since, place, style=None if runs else "red")
     if not _serves_mlflow(settings):
-        answers = _answers(f"{_mlflow(settings)}/health")
-        well &= answers
-        state = "running" if answers else "no answer"
-        table.add_row("MLflow", state, "-", "-", _mlflow(settings), style=None if answers else "red")
+        wrong = fault(_mlflow(settings) + _ASKED_OF_MLFLOW, ":".join(tracking_login(settings) or ()))
+        well &= not wrong
+        table.add_row("MLflow", wrong or "running", "-", "-", _mlflow(settings), style="red" if wrong else None)
     console.print(table)
     if not well:
         console.print("not all is well: the logs say why, and `make up` repairs what it can", highlight=False)
     return well
 
 
-def _bring_up(supervisor: Any, services: Sequence[Service], folder: Path) -> None:
+def show_pages(settings: Settings, port: int) -> NoReturn:
+    """Become MLflow's server for the settings' database, until Ctrl-C; with the login of the services' folder."""
+    folder = settings.services_folder.absolute()
+    with supervision.alone(folder):
+        login = prepare_login(folder)
+    store = {"MLFLOW_BACKEND_STORE_URI": store_address(settings)}  # not on the command line: it may hold a password
+    command, own = _mlflow_server(port), mlflow_users(folder) | mlflow_server_secrets(login)
+    os.execve(command[0], command, inherited_environment() | store | own)
+
+
+def _bring_up(supervisor: Any, services: Sequence[Service], folder: Path, login: str) -> None:
     """Start those that do not run, and wait until all are well."""
     waiting, begin = list(services), time.monotonic()
     pids: dict[str, int] = {}
@@ -170,10 +204,13 @@ def _bring_up(supervisor: Any, services: Sequence[Service], folder: Path) -> Non
                 info, log = supervisor.getProcessInfo(service.name), log_file(folder, service.name)
                 died = info["statename"] in ("BACKOFF", "FATAL", "EXITED", "STOPPED")
                 if died or info["pid"] != pids.setdefault(service.name, info["pid"]):
-                    said = last_line(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else ""
-                    raise ServiceError(f"{service.name} does not run: {said or info['spawnerr']}; see {log}")
+                    said = last_words(folder, service.name) or info["spawnerr"]
+                    raise ServiceError(f"{service.name} does not run: {said}; see {log}")
                 seconds = time.monotonic() - begin
-                if info["statename"] == "RUNNING" and (not service.health or _answers(service.health)):
+                wrong = "starts" if info["statename"] != "RUNNING" else fault(service.health, login)
+                if "(40" in wrong:
+                    raise ServiceError(f"{service.name} {wrong}: `make down`, then `make up`; see {log}")
+                if not wrong:
                     console.print(f"{service.name}  ready after {seconds:.0f} s", highlight=False)
                     waiting.remove(service)
                 elif seconds > READY_WITHIN:
@@ -188,8 +225,7 @@ def _call(name: str, *arguments: str, folder: Path, environment: dict[str, str])
         command = [sys.executable, *arguments]
         ended = subprocess.run(command, env=inherited_environment() | environment, stdout=out, stderr=subprocess.STDOUT)
     if ended.returncode:
-        said = last_line(log.read_text(encoding="utf-8", errors="replace"))
-        raise ServiceError(f"{name} failed: {said}; see {log}, then run `make up` again")
+        raise ServiceError(f"{name} failed: {last_words(folder, name)}; see {log}, then run `make up` again")
     console.print(f"{name}  done in {time.monotonic() - begin:.0f} s", highlight=False)
 
 
@@ -209,13 +245,18 @@ def _require_ports(services: Sequence[Service]) -> None:
                 ) from None
 
 
-def _answers(url: str) -> bool:
-    """Whether a server is well; loopback is never asked through a proxy."""
-    try:
-        with build_opener(ProxyHandler({})).open(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+def _secrets(settings: Settings, login: str) -> dict[str, str]:
+    name, _, password = login.partition(":")
+    tracking = (name, password) if _serves_mlflow(settings) else tracking_login(settings)
+    return service_secrets(login, tracking) | mlflow_server_secrets(login)
+
+
+def _mlflow_server(port: int) -> tuple[str, ...]:
+    """MLflow's server on loopback, for whoever has the login, under no other name and for no other page."""
+    hosts = [f"{host}:{port}" for host in LOOPBACK]
+    return (sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+            "--app-name", "basic-auth", "--allowed-hosts", ",".join(hosts),
+            "--cors-allowed-origins", ",".join(f"http://{host}" for host in hosts))  # fmt: skip
 
 
 def _worker(pool: str, name: str) -> tuple[str, ...]:
@@ -234,8 +275,7 @@ def _prefect(settings: Settings) -> str:
 
 def _serves_mlflow(settings: Settings) -> bool:
     """Whether MLflow's server is ours: the settings name a file, or the very address that ours has."""
-    own = (f"http://{host}:{settings.mlflow_port}" for host in ("127.0.0.1", "localhost"))
-    return not settings.tracking_uri.startswith("http") or settings.tracking_uri.rstrip("/") in own
+    return not settings.tracking_uri.startswith("http") or is_own(settings.tracking_uri, settings.mlflow_port)
 
 
 def _mlflow(settings: Settings) -> str:
@@ -244,7 +284,7 @@ def _mlflow(settings: Settings) -> str:
 
 
 def _home(health: str) -> str:
-    return health.removesuffix("/health").removesuffix("/api")
+    return f"http://{urlsplit(health).netloc}"
 
 
 def _database(settings: Settings) -> Path:

@@ -1,11 +1,20 @@
 """Environment -> Settings: where things are. What is computed stands in params.yaml, never here."""
 
+import difflib
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from coop_core.errors import ServiceError
+from pipelines.environment import LOOPBACK, SERVICE_OF, find_login, variable_names
+
+_PREFIX = "COOP_"
+_NO_SETTINGS = {SERVICE_OF, "COOP_PROJECT"}
+"""Names with our prefix that something else reads: the services' mark, and infra/prefect.yaml."""
 
 
 class Settings(BaseSettings):
@@ -16,7 +25,10 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto takes a CUDA device when there is one."""
     tracking_uri: str = "sqlite:///mlflow.db"
-    """MLflow's server, or its SQLite file in the project's folder."""
+    """MLflow's server, or its SQLite file in the project's folder; a login in it is taken out into the next two."""
+    tracking_username: str | None = None
+    tracking_password: SecretStr | None = None
+    """For MLflow's server; null is the login of `make up` where the address is its own."""
     artifact_location: str | None = None
     """Where a new experiment keeps its files; null is mlruns/ beside the SQLite file, or the server's choice."""
     experiment: str = "coop"
@@ -30,6 +42,8 @@ class Settings(BaseSettings):
     s3_secret_access_key: SecretStr | None = None
     prefect_api_url: str | None = None
     """Prefect's server; null runs sweeps locally."""
+    prefect_api_auth: SecretStr | None = None
+    """NAME:PASSWORD for it; null is the login of `make up` where the address is its own."""
     prefect_port: int = Field(default=4200, ge=1, le=65535)
     """Of the server that `make up` starts, as is the next."""
     mlflow_port: int = Field(default=5000, ge=1, le=65535)
@@ -38,6 +52,44 @@ class Settings(BaseSettings):
     retrain_cron: str = "0 3 * * *"
     """When the services of `make up` retrain."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_no_login_in_an_address(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Addresses are shown and stored, so a login in one goes where secrets are; what is set there wins."""
+        given = dict(given)
+        for field, places in _LOGINS.items():
+            if isinstance(address := given.get(field), str):
+                given[field], login = _without_login(field, address)
+                parts = login if len(places) == 2 else (":".join(login),)
+                for place, part in zip(places, parts, strict=False):
+                    given[place] = given.get(place) or part or None
+        return given
+
+
+_LOGINS = {
+    "tracking_uri": ("tracking_username", "tracking_password"),
+    "prefect_api_url": ("prefect_api_auth",),
+    "s3_endpoint_url": ("s3_access_key_id", "s3_secret_access_key"),
+}
+"""Addresses, and where the name and the password in them belong."""
+
+
+def _without_login(field: str, address: str) -> tuple[str, tuple[str, ...]]:
+    """-> the address without NAME:PASSWORD@, and the name and password or nothing. No error shows the address."""
+    try:
+        parts = urlsplit(address)
+        in_order = not parts.netloc or ("@" not in parts.path + parts.query + parts.fragment and parts.port != 0)
+    except ValueError:
+        in_order = False
+    if not in_order:
+        raise ServiceError(f"{_PREFIX}{field.upper()} is no address: write SCHEME://NAME:PASSWORD@HOST:PORT, with "
+                           "%40, %3A, %2F, %3F and %23 for @, :, /, ? and # in a name or password")  # fmt: skip
+    login, at, host = parts.netloc.rpartition("@")
+    name, _, password = login.partition(":")
+    if not at:
+        return address, ()
+    return urlunsplit(parts._replace(netloc=host)), (unquote(name), unquote(password))
+
 
 def load_settings() -> Settings:
     """The settings of this process.
@@ -45,9 +97,10 @@ def load_settings() -> Settings:
     Raises
     ------
     ServiceError
-        With every variable that is not valid.
+        With every variable that is not valid, or not known.
     """
     try:
+        _require_known_names()
         return Settings()
     except UnicodeDecodeError as error:
         raise ServiceError(f".env is not UTF-8 text ({error.reason}): save it as such") from None
@@ -56,6 +109,61 @@ def load_settings() -> Settings:
             f"COOP_{'_'.join(map(str, e['loc'])).upper()} is {e['input']!r}: {e['msg']}" for e in error.errors()
         )
         raise ServiceError(f"the environment or .env is not valid: {faults}") from None
+
+
+def _require_known_names() -> None:
+    """A misspelt name would leave a default in force without a word."""
+    known = sorted({_PREFIX + field.upper() for field in Settings.model_fields} | _NO_SETTINGS)
+    faults = []
+    for where, names in (("the environment", variable_names()), (".env", dotenv_values(".env", interpolate=False))):
+        for name in sorted(names):
+            if name.upper().startswith(_PREFIX) and name.upper() not in known:
+                nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)[0]
+                faults.append(f"{name} in {where} is no setting (the nearest is {nearest})")
+    if faults:
+        raise ServiceError("; ".join(faults) + ": correct the name or remove it; README lists all")
+
+
+def is_own(address: str | None, port: int) -> bool:
+    """Whether an address is that of a server which `make up` starts on this port."""
+    parts = urlsplit(address or "")
+    return parts.scheme == "http" and parts.hostname in LOOPBACK and parts.port == port
+
+
+def prefect_login(settings: Settings) -> str | None:
+    """NAME:PASSWORD for Prefect's server: what is set, or for the one of `make up` what that made."""
+    if settings.prefect_api_auth:
+        return settings.prefect_api_auth.get_secret_value()
+    return find_login(settings.services_folder) if is_own(settings.prefect_api_url, settings.prefect_port) else None
+
+
+def tracking_login(settings: Settings) -> tuple[str, str] | None:
+    """Name and password for MLflow's server, found likewise."""
+    if settings.tracking_password:
+        return settings.tracking_username or "", settings.tracking_password.get_secret_value()
+    own = find_login(settings.services_folder) if is_own(settings.tracking_uri, settings.mlflow_port) else None
+    if own is None:
+        return None
+    name, _, password = own.partition(":")
+    return name, password
+
+
+def store_address(settings: Settings) -> str:
+    """What MLflow opens: the settings' address, with the login where it is a database's. Never to be shown."""
+    scheme, found, rest = settings.tracking_uri.partition("://")
+    login = tracking_login(settings)
+    if not found or login is None or scheme in ("http", "https", "sqlite"):
+        return settings.tracking_uri
+    return f"{scheme}://{quote(login[0], safe='')}:{quote(login[1], safe='')}@{rest}"
+
+
+def refusal(status: int | None, variables: str) -> str:
+    """What a server means by this status; empty where it refuses nobody."""
+    if status == 401:
+        return f"refuses the login (401): set {variables}, or leave them out for the servers of `make up`"
+    if status == 403:
+        return f"forbids this (403): the user of {variables} lacks the right, or the server expects another host name"
+    return ""
 
 
 def choose_device(settings: Settings) -> str:

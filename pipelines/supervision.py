@@ -3,10 +3,12 @@
 Every process carries a mark in its environment, so that what lost its parent is found and ended too.
 """
 
+import base64
 import hashlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,8 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
 from xmlrpc.client import Fault, ServerProxy
 
 import psutil
@@ -23,13 +27,15 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from coop_core.errors import ServiceError
 from pipelines import locks
-from pipelines.environment import SERVICE_OF, inherited_environment
+from pipelines.environment import SERVICE_OF, inherited_environment, write_private
 
 CONFIGURATION, PID = "supervisord.conf", "supervisord.pid"
 STOPPED_WITHIN = 10
 """Seconds for a left-over process to end before it is killed."""
 _SOCKET_LENGTH = 90
 """Bytes; the system refuses paths over 107."""
+_NEARLY_FULL = 1_000_000
+"""Bytes free on a disk."""
 
 _REFUSED = "supervisord's configuration cannot hold"
 
@@ -45,7 +51,7 @@ class Service:
     port: int | None = None
     """Servers have one; workers have none."""
     health: str = ""
-    """The address that answers 200 when the server is well."""
+    """The address that answers 200 to our login when the server is well, and to nobody else."""
 
 
 def configuration(services: Sequence[Service], folder: Path, environment: dict[str, str]) -> str:
@@ -91,6 +97,27 @@ def _unquoted(value: str) -> str:
     return _escaped(value)
 
 
+def fault(url: str, login: str | None) -> str:
+    """What is wrong with a server that is asked with NAME:PASSWORD; nothing when all is well, or there is no address.
+
+    Loopback is never asked through a proxy, and the login is never sent on to where an answer may point.
+    """
+    if not url:
+        return ""
+    request = Request(url)
+    if login:
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
+    try:
+        with build_opener(ProxyHandler({})).open(request, timeout=5):
+            return ""
+    except HTTPError as error:
+        error.close()
+        meaning = {401: "refuses the login (401)", 403: "forbids us to ask (403)"}
+        return meaning.get(error.code, f"answers {error.code}")
+    except OSError:
+        return "no answer"
+
+
 def log_file(folder: Path, name: str) -> Path:
     return folder / "logs" / f"{name}.log"
 
@@ -99,6 +126,14 @@ def last_line(text: str) -> str:
     """What a log says at its end, for a sentence; the last line that names an error, where one of the last ten does."""
     lines = [line.strip() for line in text.splitlines() if line.strip()][-10:]
     return next((line for line in reversed(lines) if re.search("Error|ERROR", line)), lines[-1] if lines else "")[:300]
+
+
+def last_words(folder: Path, name: str) -> str:
+    """Why a service ended: what its log says at its end, or that the disk is full, which a log cannot say."""
+    if shutil.disk_usage(folder).free < _NEARLY_FULL:
+        return f"the disk of {folder} is full"
+    log = log_file(folder, name)
+    return last_line(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else ""
 
 
 def socket_path(folder: Path) -> Path:
@@ -114,7 +149,9 @@ def socket_path(folder: Path) -> Path:
 
 
 def alone(folder: Path) -> AbstractContextManager[None]:
-    """Hold the folder's lock, so that no two of us start or end the same services."""
+    """Hold the folder's lock, so that no two of us start or end the same services; no other user may look inside."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)  # an earlier version left it open
     told = f"another `make up` or `make down` is at work in {folder}: wait for it"
     return locks.alone(folder / "lock", otherwise=told)
 
@@ -140,14 +177,13 @@ class _Transport(SupervisorTransport):
             self.close()
 
 
-def launch(folder: Path, text: str) -> Any:
-    """Start supervisord with this configuration, no service yet -> its interface."""
+def launch(folder: Path, text: str, secrets: dict[str, str]) -> Any:
+    """Start supervisord with this configuration, no service yet -> its interface; services inherit the secrets."""
     (folder / "logs").mkdir(exist_ok=True)
     file = folder / CONFIGURATION
-    file.touch(mode=0o600)  # a server's address may hold a password
-    file.write_text(text, encoding="utf-8")
+    write_private(file, text)
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(file)]
-    environment = inherited_environment() | {SERVICE_OF: str(folder)}
+    environment = inherited_environment() | secrets | {SERVICE_OF: str(folder)}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     supervisor = connect(folder)
     if ended.returncode or supervisor is None:

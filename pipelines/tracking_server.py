@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from coop_core.errors import CoopError, ServiceError
-from pipelines.settings import Settings
+from pipelines.environment import use_tracking_login
+from pipelines.settings import Settings, refusal, store_address, tracking_login
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +39,27 @@ def connected(settings: Settings, *, way_out: str = "") -> Iterator[Any]:
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    mlflow.set_tracking_uri(settings.tracking_uri)
-    mlflow.set_registry_uri(settings.tracking_uri)
+    login = tracking_login(settings)
+    if login is not None:
+        use_tracking_login(login)
+    mlflow.set_tracking_uri(store_address(settings))
+    mlflow.set_registry_uri(store_address(settings))
     try:
         yield mlflow
+    except ModuleNotFoundError as error:
+        raise ServiceError(f"MLflow at {settings.tracking_uri} needs the Python module {error.name}: install it, "
+                           "or name a server in COOP_TRACKING_URI") from error  # fmt: skip
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        reason = " ".join(str(error).split())[:300]
+        where = f"MLflow at {settings.tracking_uri}"
+        status = error.get_http_status_code() if isinstance(error, MlflowException) else None
+        refused = refusal(status, "COOP_TRACKING_USERNAME and COOP_TRACKING_PASSWORD")
+        if refused:
+            raise ServiceError(f"{where} {refused}") from error
+        reason = " ".join(str(error).split())
+        for secret in (login[1], quote(login[1], safe="")) if login else ():
+            reason = reason.replace(secret, "***")  # a database's driver may quote the address that it was given
         raise ServiceError(
-            f"MLflow at {settings.tracking_uri} says: {reason}; correct COOP_TRACKING_URI or start the server{way_out}"
+            f"{where} says: {reason[:300]}; correct COOP_TRACKING_URI or start the server{way_out}"
         ) from error
 
 
@@ -70,7 +84,11 @@ def find_experiment(client: Any, settings: Settings, name: str) -> str:
 
 def server_address(settings: Settings) -> str:
     """The server's address, or the one that `make ui` and `make up` give it."""
-    server = settings.tracking_uri if settings.tracking_uri.startswith("http") else f"http://127.0.0.1:{settings.mlflow_port}"
+    server = (
+        settings.tracking_uri
+        if settings.tracking_uri.startswith("http")
+        else f"http://127.0.0.1:{settings.mlflow_port}"
+    )
     return server.rstrip("/")
 
 

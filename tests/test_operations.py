@@ -23,7 +23,7 @@ from kill_matrix import (
 
 from coop_core.files import read_json
 from pipelines import promotion
-from pipelines.environment import use_prefect
+from pipelines.environment import make_login, use_prefect
 from pipelines.tracking import CHAMPION, find_version
 from pipelines.tracking_server import connected
 
@@ -35,7 +35,8 @@ def playground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]
     """A clone with services of its own, whose sweep and training take seconds."""
     folder = tmp_path_factory.mktemp("operations")
     found = Playground(folder / "project")
-    use_prefect(str(found.settings.prefect_api_url), folder / "client")
+    login = make_login(found.settings.services_folder)  # `coop up` keeps it
+    use_prefect(str(found.settings.prefect_api_url), folder / "client", login)
     found.params(epochs=4)
     with services(found):
         yield found
@@ -171,7 +172,7 @@ def test_a_person_approves_in_prefect_and_may_go_back(playground):
     wait_for(lambda: client.ended(client.look(asking.id)), "the promotion")
 
     assert find_version(CHAMPION, playground.settings).number != before.number
-    assert promotion.history(playground.settings)[-1]["by"] == "Ann"
+    assert promotion.history(playground.settings)[-1]["by"] == "claimed: Ann"
     assert playground.done("rollback") == 0, playground.said()
     assert find_version(CHAMPION, playground.settings).number == before.number
 

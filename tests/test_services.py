@@ -1,7 +1,6 @@
 """Services: one command brings all up, one shows them, one ends them, and what dies comes back."""
 
 import configparser
-import json
 import os
 import re
 import shutil
@@ -9,22 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import pytest
+from running_services import ROOT, Running, ask, brought_up, free_port, wait_until
 
 from coop_core.errors import ServiceError
 from pipelines import services, supervision
 from pipelines.environment import SERVICE_OF, service_environment
 from pipelines.settings import Settings
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -35,12 +30,6 @@ def settings(monkeypatch, tmp_path) -> Settings:
     shutil.copy(ROOT / services.DEPLOYMENTS, tmp_path / "infra")
     ports = {"prefect_port": free_port(), "mlflow_port": free_port()}
     return Settings(_env_file=None, device="cpu", services_folder=tmp_path / "services", **ports)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def programs(settings: Settings, devices: list[str]) -> dict[str, dict[str, str]]:
@@ -81,6 +70,14 @@ def test_every_service_carries_the_mark_and_comes_back(settings):
 def test_servers_listen_on_loopback_alone(settings):
     for name in ("prefect-server", "mlflow-server"):
         assert re.findall(r"--host (\S+)", programs(settings, [])[name]["command"]) == ["127.0.0.1"]
+
+
+def test_mlflow_knows_its_own_two_names_and_no_other_page(settings):
+    command = programs(settings, [])["mlflow-server"]["command"]
+    names = [f"127.0.0.1:{settings.mlflow_port}", f"localhost:{settings.mlflow_port}"]
+
+    assert f"--allowed-hosts {','.join(names)} " in command
+    assert f"--cors-allowed-origins {','.join('http://' + name for name in names)} " in command
 
 
 def test_mlflow_serves_the_database_of_the_settings_with_files_beside_it(settings, tmp_path):
@@ -219,6 +216,11 @@ def test_what_ignores_a_polite_end_is_killed(settings, monkeypatch):
         assert not psutil.pid_exists(process.pid)
 
 
+def test_where_the_disk_is_full_no_log_is_asked():
+    """/proc is a disk without any free space."""
+    assert supervision.last_words(Path("/proc"), "prefect-server") == "the disk of /proc is full"
+
+
 @pytest.mark.parametrize(
     ("log", "quoted"),
     [("started\nOSError: in use\n\nServer stopped!\n", "OSError: in use"),
@@ -229,54 +231,15 @@ def test_a_log_is_quoted_by_the_line_that_names_the_error(log, quoted):
     assert supervision.last_line(log) == quoted
 
 
-class Running(NamedTuple):
-    settings: Settings
-    folder: Path
-    coop: Callable[..., subprocess.CompletedProcess]
-    said: str
-    """What `coop up` printed."""
-
-
 @pytest.fixture(scope="module")
 def running(tmp_path_factory) -> Iterator[Running]:
-    """One `coop up` for all slow tests, on free ports, in a folder of its own."""
-    folder = tmp_path_factory.mktemp("services")
-    settings = Settings(_env_file=None, services_folder=folder, prefect_port=free_port(), mlflow_port=free_port())
-    environment = os.environ | {
-        "COOP_SERVICES_FOLDER": str(folder), "COOP_PREFECT_PORT": str(settings.prefect_port), "COLUMNS": "200",
-        "COOP_MLFLOW_PORT": str(settings.mlflow_port), "COOP_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-    }  # fmt: skip
-
-    def coop(*words: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "pipelines.cli", *words]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-    try:
-        begun = coop("up")
-        assert begun.returncode == 0, begun.stderr + begun.stdout
-        yield Running(settings, folder, coop, begun.stdout)
-    finally:
-        coop("down")
-
-
-def wait_until(fulfilled: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not fulfilled():
-        assert time.monotonic() < end, f"not fulfilled in {seconds} s"
-        time.sleep(0.5)
+    """One `coop up` for all slow tests."""
+    with brought_up(tmp_path_factory.mktemp("services")) as found:
+        yield found
 
 
 def process_ids(running: Running) -> dict[str, int]:
     return {info["name"]: info["pid"] for info in supervision.connect(running.folder).getAllProcessInfo()}
-
-
-def ask(running: Running, path: str, body: dict | None = None):
-    """Prefect's answer; a body makes it a POST."""
-    data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"}
-    address = f"http://127.0.0.1:{running.settings.prefect_port}/api/{path}"
-    with urllib.request.urlopen(urllib.request.Request(address, data, headers), timeout=20) as answer:
-        return json.load(answer)
 
 
 @pytest.mark.slow

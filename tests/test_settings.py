@@ -142,3 +142,82 @@ def test_an_environment_variable_changes_no_hyper_parameter(monkeypatch):
         monkeypatch.setenv(name, "7")
 
     assert Params.model_validate(tree) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "bare", "name", "password"),
+    [("http://ann:xyzzy@h:5000/ml", "http://h:5000/ml", "ann", "xyzzy"),
+     ("https://a%40b:xy%2Fzzy%3A@h", "https://h", "a@b", "xy/zzy:"),
+     ("postgresql://:xyzzy@h/db", "postgresql://h/db", None, "xyzzy"),
+     ("http://ann@h", "http://h", "ann", None),
+     ("sqlite:////folder/me@work/mlflow.db", "sqlite:////folder/me@work/mlflow.db", None, None)],
+)  # fmt: skip
+def test_a_login_in_an_address_is_taken_out_of_it(monkeypatch, address, bare, name, password):
+    monkeypatch.setenv("COOP_TRACKING_URI", address)
+    found = load_settings()
+
+    assert (found.tracking_uri, found.tracking_username) == (bare, name)
+    assert (found.tracking_password and found.tracking_password.get_secret_value()) == password
+    assert "xy" not in repr(found) + found.model_dump_json()
+
+
+def test_logins_in_the_other_addresses_become_secrets_too(monkeypatch):
+    monkeypatch.setenv("COOP_PREFECT_API_URL", "http://ann:xyzzy@h:4200/api")
+    monkeypatch.setenv("COOP_S3_ENDPOINT_URL", "http://id:xyzzy@h")
+    found = load_settings()
+
+    assert (found.prefect_api_url, found.s3_endpoint_url) == ("http://h:4200/api", "http://h")
+    assert found.prefect_api_auth.get_secret_value() == "ann:xyzzy"
+    assert (found.s3_access_key_id.get_secret_value(), found.s3_secret_access_key.get_secret_value()) == ("id", "xyzzy")
+    assert "xyzzy" not in repr(found) + found.model_dump_json()
+
+
+def test_a_secret_of_its_own_wins_over_the_one_in_an_address(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text("COOP_TRACKING_URI=http://ann:old@h\nCOOP_TRACKING_PASSWORD=new\n")
+
+    assert load_settings().tracking_username == "ann"
+    assert load_settings().tracking_password.get_secret_value() == "new"
+
+
+@pytest.mark.parametrize(
+    "address", ["http://ann:xyzzy/pass@h", "http://ann:9/xyzzy@h", "http://ann:xyzzy#1@h", "http://[x"]
+)
+def test_an_address_whose_login_cannot_be_told_is_refused_unseen(monkeypatch, address):
+    monkeypatch.setenv("COOP_TRACKING_URI", address)
+
+    with pytest.raises(ServiceError, match=r"^COOP_TRACKING_URI is no address: .*%40, %3A, %2F") as refused:
+        load_settings()
+    assert "xyzzy" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("COOP_TRACKING_URL", "COOP_TRACKING_URI"), ("coop_devise", "COOP_DEVICE"),
+                          ("COOP_SPLIT__SHOTS", "COOP_")],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["the environment", ".env"])
+def test_an_unknown_name_is_refused_with_the_nearest_known_one(monkeypatch, tmp_path, name, nearest, where):
+    if where == ".env":
+        (tmp_path / ".env").write_text(f"# COOP_COMMENT=1\nexport {name}=1\nOTHER=1\n")
+    else:
+        monkeypatch.setenv(name, "1")
+
+    with pytest.raises(
+        ServiceError, match=rf"^{name} in {where} is no setting \(the nearest is {nearest}[A-Z0-9_]*\):"
+    ):
+        load_settings()
+
+
+def test_all_unknown_names_are_named_and_no_value_is(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text("COOP_S3_SECRET_KEY=xyzzy\n")
+    monkeypatch.setenv("COOP_PORT", "xyzzy")
+
+    with pytest.raises(ServiceError, match=r"^COOP_PORT in the environment .*; COOP_S3_SECRET_KEY in \.env") as refused:
+        load_settings()
+    assert "xyzzy" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["COOP_SERVICE_OF", "COOP_PROJECT"])
+def test_names_that_others_read_are_left_alone(monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+
+    assert load_settings() == Settings(_env_file=None)

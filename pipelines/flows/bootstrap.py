@@ -1,6 +1,6 @@
 """A Prefect server -> one that has our work pools and ends runs whose process is gone; again changes nothing.
 
-`python -m pipelines.flows.bootstrap http://HOST:4200/api`
+`python -m pipelines.flows.bootstrap http://HOST:4200/api`, with the server's login in PREFECT_API_AUTH_STRING.
 """
 
 import sys
@@ -28,6 +28,7 @@ from prefect.workers.process import ProcessWorker
 
 from coop_core.errors import ServiceError
 from pipelines import console
+from pipelines.settings import refusal
 
 POOLS = {
     "cpu": "Flows that wait for others and work that needs no accelerator.",
@@ -56,6 +57,9 @@ def bootstrap(api_url: str, *, without_workers: bool = False) -> None:
             if without_workers:
                 _crash_lost_runs(client)
     except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+        if refused := refusal(status, "PREFECT_API_AUTH_STRING to NAME:PASSWORD"):
+            raise ServiceError(f"Prefect at {api_url} {refused}") from error
         reason = " ".join(str(error).split())[:300]
         raise ServiceError(f"Prefect at {api_url} says: {reason}; correct the address or start the server") from error
 

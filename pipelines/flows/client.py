@@ -28,7 +28,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelling
 
 from coop_core.errors import ServiceError
-from pipelines.settings import Settings
+from pipelines.settings import Settings, refusal
 from pipelines.tracking_trials import trial_states
 from pipelines.trainer import Order
 
@@ -66,6 +66,9 @@ def connection() -> Iterator[SyncPrefectClient]:
     except ObjectNotFound as error:
         raise ServiceError(f"Prefect at {where} has no such deployment or run ({error}): `make up` deploys") from error
     except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+        if refused := refusal(status, "COOP_PREFECT_API_AUTH to NAME:PASSWORD"):
+            raise ServiceError(f"Prefect at {where} {refused}") from error
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ServiceError(f"Prefect at {where} says: {reason}; correct COOP_PREFECT_API_URL or `make up`") from error
 

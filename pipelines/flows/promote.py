@@ -18,13 +18,21 @@ from pipelines.retraining import judged, judgement
 from pipelines.settings import Settings, load_settings
 from pipelines.tracking import CHAMPION, find_version, mark_judged
 
+_NAME_LENGTH = 100
+
 
 class Approval(RunInput):
     """What a person fills in on the run's page."""
 
     approve: bool = False
     name: str = ""
-    """Who decided; it stands in `coop history`."""
+    """Who decided; it stands in `coop history` as claimed, because Prefect's login is one for all."""
+
+    @property
+    def by(self) -> str:
+        """Who answered, in one line that nobody takes for a checked name."""
+        name = " ".join("".join(c if c.isprintable() else " " for c in self.name).split())[:_NAME_LENGTH]
+        return f"claimed: {name}" if name else "claimed: a person, in Prefect"
 
 
 @flow(name="promote", log_prints=False)
@@ -56,9 +64,9 @@ def decide_and_promote(settings: Settings, version: str | None) -> tuple[Decisio
         answer = _ask(decision, gate.approval_minutes)
         if answer is None or not answer.approve:
             mark_judged(decision.candidate, "declined", settings)
-            who = "nobody answered in time" if answer is None else f"{answer.name or 'a person'} declined"
+            who = "nobody answered in time" if answer is None else f"declined ({answer.by})"
             return decision, f"version {decision.candidate} was not promoted: {who}"
-        by = answer.name or "a person, in Prefect"
+        by = answer.by
     # Judged again under the promotion's claim: the champion may have changed meanwhile.
     decision = promote_now(settings, gate.policy(), version=decision.candidate, by=by)
     word = "is champion" if decision.promote else "was refused by the gate, which had passed it before"
