@@ -11,10 +11,15 @@ import numpy as np
 
 from coop_core import pictures
 from coop_core.files import write_text
+from coop_core.findings import ZERO_SHOT, best_baseline, percent, points, shortcomings, summary
 from coop_core.images import read_image
-from coop_core.pictures import shown_name
+from coop_core.pictures_style import shown_name
 
-_ZERO_SHOT = "zero-shot"
+_WIDTHS = {"wide": pictures.WIDE, "narrow": pictures.NARROW}
+_SIZED = ("few_shot", "training", "confusion", "classes")
+"""Pictures that are drawn for a wide page and for a narrow one; the page shows the one that fits."""
+_WITHOUT_TRAINING = (ZERO_SHOT, "prompt ensemble")
+"""Baselines that are the same for every number of shots."""
 _GALLERY_CLASSES = 4
 _GALLERY_IMAGES = 7
 _THUMBNAIL = 96
@@ -24,7 +29,7 @@ _LISTED_CLASSES = 40
 """Up to here every class has its own bar and row; beyond, the lowest and highest 20."""
 _NEARLY_CALIBRATED = 0.02
 """Up to this difference of mean confidence and accuracy, a classifier is called as confident as it is right."""
-_MINUS, _THIN_SPACE, _TIMES = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}", "\N{MULTIPLICATION SIGN}"
+_TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def write_report(
@@ -68,7 +73,9 @@ def write_report(
         "evaluations": evaluations,
         "method": shown_name(evaluations["method"]),
         "learned": learned,
-        "summary": _summary(evaluations),
+        "summary": summary(evaluations),
+        "shortcomings": shortcomings(evaluations, curve),
+        "best": best_baseline(evaluations),
         "rows": _rows(evaluations),
         "galleries": _galleries(confusion, names, predictions, image_root),
         "figures": _figures(evaluations, curve),
@@ -95,35 +102,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": _percent, "points": _points}
+    environment.filters |= {"percent": percent, "points": points}
     return environment
-
-
-def _percent(fraction: float, digits: int = 1) -> str:
-    return f"{100 * fraction:.{digits}f}{_THIN_SPACE}%"
-
-
-def _points(difference: float) -> str:
-    """A difference of fractions in percentage points, with its sign."""
-    rounded = round(100 * difference, 1)
-    sign = "+" if rounded > 0 else _MINUS if rounded < 0 else "±"
-    return f"{sign}{abs(rounded):.1f}"
-
-
-def _summary(evaluations: dict[str, Any]) -> str:
-    found, method, shots = evaluations["classifiers"], evaluations["method"], evaluations["shots"]
-    accuracy, change = found[method]["accuracy"], found[method]["accuracy"] - found[_ZERO_SHOT]["accuracy"]
-    size = f"{abs(100 * change):.1f} points"
-    against = {1: f"{size} more than", 0: "as many as", -1: f"{size} fewer than"}[int(np.sign(round(change, 3)))]
-    sentence = (
-        f"With {shots} labelled image{'' if shots == 1 else 's'} a class, {shown_name(method)} answers "
-        f"{_percent(accuracy)} of {found[method]['n']:,} test images correctly, {against} the hand-written prompt"
-    )
-    rivals = {name: each["accuracy"] for name, each in found.items() if name not in (_ZERO_SHOT, method)}
-    if not rivals:
-        return f"{sentence}."
-    best = max(rivals, key=lambda name: rivals[name])
-    return f"{sentence}; the best other baseline, the {best}, reaches {_percent(rivals[best])}."
 
 
 def _rows(evaluations: dict[str, Any]) -> list[dict[str, Any]]:
@@ -132,26 +112,46 @@ def _rows(evaluations: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "name": shown_name(name),
             "is_learned": name == evaluations["method"],
-            "change": None if name == _ZERO_SHOT else each["accuracy"] - found[_ZERO_SHOT]["accuracy"],
+            "change": None if name == ZERO_SHOT else each["accuracy"] - found[ZERO_SHOT]["accuracy"],
             **each,
         }
         for name, each in found.items()
     ]
 
 
-def _figures(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]]) -> dict[str, str | None]:
+def _figures(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Each picture as SVG by the page it is for, wide or narrow; a small one suits both. Without data, it has none."""
     found, method = evaluations["classifiers"], evaluations["method"]
-    learned, zero_shot, points = found[method], found[_ZERO_SHOT], evaluations["few_shot_curve"]
-    shown = _lowest_and_highest(learned["class_accuracy"])
-    figures = {
-        "few_shot": pictures.few_shot_curve(points, zero_shot["accuracy"]) if len(points) > 1 else None,
-        "training": pictures.training_curve(curve) if curve else None,
-        "confusion": pictures.confusion_matrix(learned["confusion"], evaluations["class_names"]),
-        "classes": pictures.class_accuracy_bars(shown, zero_shot["class_accuracy"], name=method),
-        "reliability": pictures.reliability_diagram(learned, shown_name(method)),
-        "zero_shot_reliability": pictures.reliability_diagram(zero_shot, shown_name(_ZERO_SHOT)),
+    reliability = {"reliability": method, "best_reliability": best_baseline(evaluations)}
+    sizes = {size: _sized_figures(evaluations, curve, width) for size, width in _WIDTHS.items()}
+    return {
+        **{name: {size: svgs[name] for size, svgs in sizes.items() if name in svgs} for name in _SIZED},
+        **{
+            name: {"small": pictures.as_svg(pictures.reliability_diagram(found[each], shown_name(each)))}
+            for name, each in reliability.items()
+        },
     }
-    return {name: pictures.as_svg(figure) if figure else None for name, figure in figures.items()}
+
+
+def _sized_figures(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]], width: float) -> dict[str, str]:
+    found, method, rows = evaluations["classifiers"], evaluations["method"], evaluations["few_shot_curve"]
+    learned, best = found[method], best_baseline(evaluations)
+    figures = {
+        "confusion": pictures.confusion_matrix(learned["confusion"], evaluations["class_names"], width=width),
+        "classes": pictures.class_accuracy_bars(
+            _lowest_and_highest(learned["class_accuracy"]), found[best]["class_accuracy"],
+            name=method, baseline_name=best, width=width,
+        ),
+    }  # fmt: skip
+    if len(rows) > 1:
+        is_drawn = best in _WITHOUT_TRAINING or any(best in row for row in rows)
+        figures["few_shot"] = pictures.few_shot_curve(
+            rows, found[ZERO_SHOT]["accuracy"], width=width,
+            best_baseline=(best, found[best]["accuracy"]) if is_drawn else None,
+        )  # fmt: skip
+    if curve:
+        figures["training"] = pictures.training_curve(curve, width=width)
+    return {name: pictures.as_svg(figure) for name, figure in figures.items()}
 
 
 def _lowest_and_highest(accuracies: Mapping[str, float]) -> dict[str, float]:
@@ -220,7 +220,8 @@ def _nearest_words(words: dict[str, Any] | None) -> dict[str, Any] | None:
         for found, norm in zip(words["vectors"], words["norms"], strict=True)
     ]
     near = sum(found[0]["distance"] <= between for found in words["vectors"])
-    return {"rows": rows, "between": between, "near": near}
+    alike = len(rows) > 1 and len({frozenset(each["word"] for each in found) for found in words["vectors"]}) == 1
+    return {"rows": rows, "between": between, "near": near, "alike": alike}
 
 
 def _mean_confidence(evaluation: dict[str, Any]) -> float:

@@ -1,3 +1,4 @@
+import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,7 +10,10 @@ from PIL import Image
 
 from coop_core.errors import DatasetError
 from coop_core.evaluation import evaluate
+from coop_core.findings import shortcomings, unfinished_epochs
+from coop_core.params import TrainParams
 from coop_core.report import write_report
+from coop_core.training import learning_rate_at
 
 NAMES = ["river", "forest", "sea"]
 LOADING = {"src", "srcset", "data", "poster", "background", "action", "xlink:href"}
@@ -45,7 +49,7 @@ def inputs(folder: Path, names: list[str] = NAMES, *, wrong: int = 2, each: int 
     evaluations = {name: evaluate(learned, labels, names).as_dict() for name in ("linear probe", "coop")}
     zero_shot = evaluate(np.full_like(learned, 1 / len(names)), labels, names).as_dict()
     for i in range(len(labels)):
-        Image.new("RGB", (12 + i, 9), (20 * i % 256, 80, 120)).save(folder / f"{i}.png")
+        Image.new("RGB", (12 + i % 90, 9), (20 * i % 256, 80, 120)).save(folder / f"{i}.png")
     return {
         "evaluations": {
             "dataset": "satellite", "class_names": names, "shots": 4, "seed": 1, "test_digest": "0123456789abcdef",
@@ -71,6 +75,27 @@ def inputs(folder: Path, names: list[str] = NAMES, *, wrong: int = 2, each: int 
                           "counts": {name: {"train": 5, "val": 0, "test": each} for name in names}},
         "image_root": folder,
     }  # fmt: skip
+
+
+def reached(**accuracies: float) -> dict[str, Any]:
+    """An evaluation file with nothing but accuracies; underscores stand for spaces."""
+    found = {name.replace("_", " "): {"accuracy": accuracy} for name, accuracy in accuracies.items()}
+    return {"method": "coop", "classifiers": {"zero-shot": found.pop("zero shot"), **found}}
+
+
+def trained(losses: list[float], accuracy: float = 0.8, rates: list[float] | None = None) -> list[dict[str, Any]]:
+    """A curve with these losses, at a constant rate unless others are given."""
+    rates = rates or [0.1] * len(losses)
+    return [{"epoch": i, "learning_rate": rate, "loss": loss, "accuracy": accuracy, "val_loss": None,
+             "val_accuracy": None} for i, (loss, rate) in enumerate(zip(losses, rates, strict=True))]  # fmt: skip
+
+
+def published_rates(epochs: int) -> list[float]:
+    recipe = TrainParams(epochs=epochs, learning_rate=0.1)
+    return [learning_rate_at(epoch, recipe) for epoch in range(epochs)]
+
+
+ENDED = trained([2.0, 1.0, 0.5] + [0.5] * 17)
 
 
 def render(arguments: dict[str, Any]) -> str:
@@ -124,6 +149,91 @@ def test_a_method_below_zero_shot_is_called_so(tmp_path: Path):
     assert "\N{MINUS SIGN}33.3" in text
 
 
+def test_the_first_lines_say_by_how_much_the_method_is_below_the_best_baseline():
+    assert shortcomings(reached(zero_shot=0.3, linear_probe=0.75, coop=0.5), ENDED) == [
+        "CoOp is 25.0 points below the best baseline, the linear probe: 50.0\u202f% against 75.0\u202f%."
+    ]
+
+
+def test_the_first_lines_say_by_how_much_the_method_is_below_zero_shot():
+    below_best, below_zero_shot = shortcomings(reached(zero_shot=0.6, linear_probe=0.75, coop=0.5), ENDED)
+    assert "25.0 points below the best baseline" in below_best
+    assert below_zero_shot.startswith("CoOp is 10.0 points below zero-shot: 50.0\u202f% against 60.0\u202f%;")
+
+
+def test_zero_shot_as_the_best_baseline_is_said_once():
+    (said,) = shortcomings(reached(zero_shot=0.6, linear_probe=0.4, coop=0.5), ENDED)
+    assert "10.0 points below zero-shot, which is also the best baseline" in said
+
+
+@pytest.mark.parametrize("coop", [0.75, 0.9, 0.7498])
+def test_a_method_that_reaches_the_best_baseline_has_nothing_said_against_it(coop: float):
+    assert shortcomings(reached(zero_shot=0.75, linear_probe=0.7, coop=coop), ENDED) == []
+
+
+def test_a_loss_that_still_falls_is_said_with_its_epochs_and_its_fall():
+    curve = trained([3 - 0.05 * i for i in range(40)])
+    (said,) = shortcomings(reached(zero_shot=0.3, coop=0.5), curve)
+    assert said.startswith(
+        "Training had not ended: the loss was still falling over the last 4 epochs of 40 (from 1.25 to 1.05), "
+        "and 80\u202f% of the training images were right."
+    )
+
+
+@pytest.mark.parametrize(
+    ("curve", "epochs"),
+    [
+        (trained([3 - 0.05 * i for i in range(40)]), 4),
+        (trained([3 - 0.05 * i for i in range(40)], accuracy=0.95), 0),
+        (trained([2.0, 1.0]), 1),
+        (trained([1.0, 2.0]), 0),
+        (trained([1.0]), 0),
+        (trained([]), 0),
+        (trained([3.0, 1.0], rates=[0.0, 0.0]), 0),
+        (trained([2.0] * 36 + [2.0, 1.99, 1.98, 1.97]), 0),
+        (trained([1.0 + 0.02 * (i % 2) for i in range(40)]), 0),
+        (ENDED, 0),
+    ],
+    ids=["falling", "fitted", "two", "rising", "one", "none", "no rate", "slightly", "noise", "ended"],
+)
+def test_training_had_not_ended_when_its_last_tenth_lowered_the_loss_clearly(curve: list[Any], epochs: int):
+    assert unfinished_epochs(curve) == epochs
+
+
+def test_the_last_tenth_is_counted_in_learning_rate_so_that_a_schedule_that_ends_near_zero_hides_nothing():
+    rates = published_rates(100)
+    learned = np.cumsum(rates) / np.sum(rates)
+    curve = trained((3 - 2 * learned).tolist(), rates=rates)
+    assert curve[-11]["loss"] - curve[-1]["loss"] < 0.01
+    assert unfinished_epochs(curve) == 39
+
+
+def test_what_speaks_against_a_run_stands_before_all_numbers(tmp_path: Path):
+    arguments = inputs(tmp_path, wrong=12)
+    html = render({**arguments, "curve": trained([3 - 0.05 * i for i in range(40)])})
+    first_lines = html[html.index("<h1>") : html.index('class="tiles"')]
+    assert "33.3 points below zero-shot" in first_lines
+    assert "Training had not ended" in first_lines
+
+
+def test_a_run_without_shortcomings_has_no_list_of_them(tmp_path: Path):
+    html = render(inputs(tmp_path) | {"curve": ENDED})
+    assert not any(attributes.get("class") == "shortcomings" for _, attributes in Page(html).elements)
+
+
+@pytest.mark.parametrize("best", ["linear probe", "prompt ensemble", "zero-shot"])
+def test_the_charts_compare_with_the_best_baseline_and_keep_zero_shot(tmp_path: Path, best: str):
+    arguments = inputs(tmp_path, wrong=6)
+    found = arguments["evaluations"]["classifiers"]
+    found["prompt ensemble"] = {**found["zero-shot"]}
+    found[best]["accuracy"] = 0.99
+    text = Page(render(arguments)).text
+    label = f"{best.capitalize()} (best baseline)"
+    assert text.count(label) == 4  # in the few-shot curve and the class bars, each for a wide and a narrow page
+    assert text.count("Zero-shot") > text.count("Zero-shot (best baseline)")
+    assert f"{best.capitalize()}: ECE" in text
+
+
 def test_several_numbers_of_shots_show_a_few_shot_curve(html: str):
     assert "shots" in Page(html).ids
 
@@ -171,6 +281,58 @@ def test_nearest_words_stand_beside_the_distance_between_words(html: str):
     assert "photo 1.50, </w> 1.60 3.0 \N{MULTIPLICATION SIGN} 1.20" in text
     assert "Words themselves lie 0.500 from their nearest neighbour" in text
     assert "nearest words may be a coincidence" in text
+
+
+def vectors(*rows: str) -> dict[str, Any]:
+    """Nearest words as rows of words."""
+    found = [[{"word": word, "distance": 1.5 + i / 10} for i, word in enumerate(row.split())] for row in rows]
+    return {"vectors": found, "between_words": 0.5, "norms": [1.2] * len(rows)}
+
+
+def test_nearest_words_that_are_the_same_for_all_vectors_are_said_once(tmp_path: Path):
+    html = render(inputs(tmp_path) | {"words": vectors("the and of", "and the of", "the of and")})
+    text = " ".join(Page(html).text.split())
+    assert (
+        "There is no table, because it would repeat one row 3 times: every vector has the same nearest words, the, "
+        "and, of."
+    ) in text
+    assert "Nearest words and their distance" not in html
+
+
+@pytest.mark.parametrize("rows", [("the and",), ("the and", "the of")])
+def test_nearest_words_that_tell_vectors_apart_stand_in_a_table(tmp_path: Path, rows: tuple[str, ...]):
+    html = render(inputs(tmp_path) | {"words": vectors(*rows)})
+    assert "Nearest words and their distance" in html
+    assert "There is no table" not in html
+
+
+def test_each_large_picture_is_drawn_for_a_wide_and_for_a_narrow_page(html: str):
+    elements = Page(html).elements
+    widths: dict[str | None, list[float]] = {}
+    for (_, figure), (_, svg) in itertools.pairwise(elements):
+        if (figure.get("class") or "").startswith("picture"):
+            widths.setdefault(figure["class"], []).append(float((svg["width"] or "").removesuffix("pt")) / 72)
+    assert {name: len(found) for name, found in widths.items()} == {
+        "picture wide": 4, "picture narrow": 4, "picture small": 2,
+    }  # fmt: skip
+    assert max(widths["picture narrow"] + widths["picture small"]) < 4.41
+
+
+def test_nothing_on_the_page_is_given_a_width_that_a_telephone_lacks(html: str):
+    style = html[html.index("<style>") : html.index("</style>")]
+    in_rem = re.findall(r"(?<![-\w])(?:min-)?width: *([0-9.]+)rem[;\s}]", style)
+    in_pixels = re.findall(r"(?<![-\w])(?:min-)?width: *([0-9.]+)px[;\s}]", style)
+    assert in_rem
+    assert max(float(width) for width in in_rem) <= 20
+    assert all(float(width) <= 320 for width in in_pixels)
+
+
+def test_every_cell_of_a_stacked_row_says_what_it_is(html: str):
+    results = html[html.index('<table class="stacked">') :]
+    rows = results[results.index("<tbody>") : results.index("</tbody>")]
+    cells = [attributes for tag, attributes in Page(rows).elements if tag == "td"]
+    assert len(cells) == 3 * 6
+    assert all(cell.get("data-label") or cell.get("class") == "seen-wide" for cell in cells)
 
 
 def test_class_specific_context_explains_why_no_words_are_listed(tmp_path: Path):
