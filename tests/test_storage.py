@@ -7,11 +7,14 @@ import io
 import ipaddress
 import logging
 import os
+import resource
 import socket
 import ssl
 import threading
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from moto.server import ThreadedMotoServer
 
-from coop_core.catalog import Card, CardFile
-from coop_core.errors import ServiceError
+from coop_core.catalog import Card, CardFile, read_source
+from coop_core.errors import DatasetError, ServiceError
 from coop_core.files import digest_bytes
+from pipelines import locks
 from pipelines.settings import Settings
 from pipelines.storage import fetch_card
 
@@ -41,6 +45,8 @@ class SecureServer:
         self.pages: dict[str, bytes] = {}
         self.cut: set[str] = set()
         """Pages that promise more than they send."""
+        self.moved: dict[str, str] = {}
+        """Pages that send their reader elsewhere."""
         self.asked: list[str] = []
         server = self
 
@@ -66,6 +72,11 @@ class SecureServer:
         if request.path == "/no-http":
             request.wfile.write(b"220 this is a mail server\r\n")
             return
+        if request.path in self.moved:
+            request.send_response(302)
+            request.send_header("Location", self.moved[request.path])
+            request.end_headers()
+            return
         if request.path not in self.pages:
             request.send_error(404)
             return
@@ -74,7 +85,11 @@ class SecureServer:
         if request.path.startswith("/chunks"):
             request.send_header("Transfer-Encoding", "chunked")
             request.end_headers()
-            request.wfile.write(b"%x\r\n%s" % (len(page) + 10, page))
+            length = 1 << 40 if request.path == "/chunks-without-end" else len(page) + 10
+            request.wfile.write(b"%x\r\n%s" % (length, page))
+            with contextlib.suppress(OSError):  # until the reader hangs up
+                while request.path == "/chunks-without-end":
+                    request.wfile.write(bytes(4096))
             return
         request.send_header("Content-Length", str(len(page) + (10 if request.path in self.cut else 0)))
         request.end_headers()
@@ -206,13 +221,13 @@ def make_card(*sources: str, content: bytes = GOOD, name: str = "file.bin", **ca
     return Card(name="toys", files=[make_file(*sources, content=content, name=name)], **card)
 
 
-def make_file(*sources: str, content: bytes = GOOD, name: str = "file.bin", unpack: bool = False) -> CardFile:
-    return CardFile(name=name, sha256=digest_bytes(content), sources=list(sources), unpack=unpack)
+def make_file(*sources: str, content: bytes = GOOD, name: str = "file.bin", **more: Any) -> CardFile:
+    return CardFile(name=name, sha256=digest_bytes(content), sources=list(sources), **more)
 
 
-def make_zip(files: Mapping[str, bytes]) -> bytes:
+def make_zip(files: Mapping[str, bytes], *, method: int = zipfile.ZIP_STORED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return buffer.getvalue()
@@ -335,6 +350,72 @@ def test_a_host_that_lacks_one_file_is_asked_for_the_next(fetch, server):
     assert server.asked == ["/none", "/good"]
 
 
+def test_a_redirection_within_https_is_followed(fetch, server):
+    server.pages["/good"] = GOOD
+    server.moved["/old"] = f"{server.address}/good"
+
+    assert (fetch(make_card(f"{server.address}/old")) / "file.bin").read_bytes() == GOOD
+
+
+@pytest.mark.parametrize("scheme", ["http", "ftp"])
+def test_a_redirection_out_of_https_is_refused_without_asking_there(fetch, server, hanging_up, scheme):
+    server.moved["/old"] = f"{scheme}://{hanging_up.host}/good"
+
+    with pytest.raises(ServiceError, match=rf"/old: is redirected to {scheme}://{hanging_up.host}/good, which is not"):
+        fetch(make_card(f"{server.address}/old"))
+    assert hanging_up.calls == 0
+
+
+def test_an_http_source_is_no_path_beside_the_card(fetch):
+    with pytest.raises(ServiceError, match=r"http://127\.0\.0\.1:1/a: is neither https:// nor s3://"):
+        fetch(make_card("http://127.0.0.1:1/a"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_an_impossible_path_is_a_sentence(fetch, name):
+    with pytest.raises(ServiceError, match="is not a file"):
+        fetch(make_card(name))
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["SERVER/good", "SERVER/chunks-without-end", "s3://images/deep/file.bin", "good.bin", "debian:words/share/words"],
+)
+def test_a_source_with_more_bytes_than_the_card_allows_is_refused(
+    fetch, server, bucket, s3_endpoint, debian, tmp_path, source
+):
+    debian(apt_get=f'{PACKED} "$3.deb"')
+    server.pages = {"/good": GOOD, "/chunks-without-end": GOOD}
+    file = make_file(source.replace("SERVER", server.address), max_bytes=len(GOOD) - 1)
+
+    with pytest.raises(ServiceError, match=f"has more than {len(GOOD) - 1} bytes: it is not the file it should be"):
+        fetch(Card(name="toys", files=[file]), s3_endpoint_url=s3_endpoint)
+    assert names_below(tmp_path / "downloads/toys/fetched") == set()
+
+
+@pytest.mark.parametrize("source", ["SERVER/good", "s3://images/deep/file.bin", "good.bin", "debian:words/share/words"])
+def test_a_source_with_just_the_bytes_that_the_card_allows_is_taken(fetch, server, bucket, s3_endpoint, debian, source):
+    debian(apt_get=f'{PACKED} "$3.deb"')
+    server.pages["/good"] = GOOD
+    file = make_file(source.replace("SERVER", server.address), max_bytes=len(GOOD))
+
+    assert names_below(fetch(Card(name="toys", files=[file]), s3_endpoint_url=s3_endpoint)) == {"file.bin"}
+
+
+@pytest.mark.parametrize("unpack", [False, True])
+def test_a_disk_without_room_is_an_error_that_names_the_folder(fetch, server, tmp_path, unpack):
+    """A bound on the size of files stands for the full disk: neither says of itself where it was."""
+    content = make_zip({"a.png": bytes(100_000)}, method=zipfile.ZIP_DEFLATED if unpack else zipfile.ZIP_STORED)
+    server.pages["/file"] = content
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=str(tmp_path / "downloads/toys")):
+            fetch(Card(name="toys", files=[make_file(f"{server.address}/file", content=content, unpack=unpack)]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_certificate_that_is_not_trusted_is_a_sentence(fetch, server, monkeypatch):
     server.pages["/good"] = GOOD
     monkeypatch.delenv("SSL_CERT_FILE")
@@ -388,7 +469,7 @@ def test_nothing_partial_stays(fetch, server, bucket, s3_endpoint, tmp_path, sou
     with pytest.raises(ServiceError, match="could not be fetched"):
         fetch(make_card(source.replace("SERVER", server.address)), s3_endpoint_url=s3_endpoint)
 
-    assert names_below(tmp_path / "downloads") == {"toys", "toys/fetched"}
+    assert names_below(tmp_path / "downloads") == {"toys", "toys/fetched", "toys/lock"}
 
 
 def test_nothing_but_the_file_stays(fetch, tmp_path):
@@ -471,6 +552,111 @@ def test_another_version_of_an_archive_put_there_by_hand_is_unpacked_too(fetch, 
     assert names_below(folder) == {"images", "images/new.png"}
 
 
+def test_an_unpacked_folder_with_every_file_is_not_unpacked_again(fetch, beside):
+    card = archived(beside, make_zip({"a.png": b"a", "b.png": b"b"}))
+    image = fetch(card) / "images/a.png"
+    image.write_bytes(b"?")
+    fetch(card)
+
+    assert image.read_bytes() == b"?"
+
+
+@pytest.mark.parametrize("loss", ["a file", "its bytes", "the count"])
+def test_an_unpacked_folder_that_lost_something_is_unpacked_again(fetch, beside, loss):
+    card = archived(beside, make_zip({"a.png": b"a", "b.png": b"b"}))
+    folder = fetch(card) / "images"
+    if loss == "its bytes":
+        (folder / "a.png").write_bytes(b"")
+    else:
+        (folder / "a.png").unlink()
+    if loss == "the count":  # as the note was before it had one
+        (folder.parents[1] / "fetched/images.zip.unpacked").write_text(card.files[0].sha256)
+    fetch(card)
+
+    assert (folder / "a.png").read_bytes() == b"a"
+
+
+def test_an_empty_archive_that_was_unpacked_and_is_gone_is_unpacked_again(fetch, beside):
+    card = archived(beside, make_zip({}))
+    (fetch(card) / "images").rmdir()
+
+    assert (fetch(card) / "images").is_dir()
+
+
+def test_what_killed_processes_left_is_removed(fetch, beside, tmp_path):
+    card, folder = archived(beside, make_zip({"a.png": b"a"})), tmp_path / "downloads/toys"
+    for left in ("fetched/.partial-1", "unpacked/.images.partial-1/new", "unpacked/.images.partial"):
+        (folder / left).mkdir(parents=True)
+    fetch(card)
+
+    assert names_below(folder / "unpacked") == {"images", "images/a.png"}
+    assert names_below(folder / "fetched") == {"images.zip", "images.zip.unpacked"}
+
+
+def test_an_archive_that_cannot_be_unpacked_does_not_look_unpacked(fetch, beside):
+    with pytest.raises(DatasetError, match="which is no name of a file"):
+        fetch(archived(beside, make_zip({"a.png": b"a", ".": b"x"})))
+
+    folder = fetch(archived(beside, make_zip({"b.png": b"b"})))
+
+    assert names_below(folder) == {"images", "images/b.png"}
+
+
+def test_who_comes_second_waits_and_says_so(fetch, beside, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    card, folder = archived(beside, make_zip({"a.png": b"a"})), tmp_path / "downloads/toys"
+    with ThreadPoolExecutor(1) as pool:
+        with locks.in_turn(folder / "lock", meanwhile=""):
+            second = pool.submit(fetch, card)
+            wait_for(lambda: "another process is fetching the files of toys: waiting for it" in caplog.messages)
+            assert names_below(folder) == {"lock"}
+        assert names_below(second.result(timeout=20)) == {"images", "images/a.png"}
+
+
+def test_many_at_once_all_see_every_file_and_fetch_once(fetch, server):
+    content = make_zip({f"class/{number}.png": b"x" for number in range(100)})
+    server.pages["/images"] = content
+    card = Card(name="toys", files=[make_file(f"{server.address}/images", content=content, name="a.zip", unpack=True)])
+    with ThreadPoolExecutor(4) as pool:
+        seen = list(pool.map(lambda _: len(names_below(fetch(card) / "a/class")), range(8)))
+
+    assert seen == [100] * 8
+    assert server.asked == ["/images"]
+
+
+def wait_for(happened: Any, *, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (("images.zip", "images.tar.gz"), "unpacked folder images"),
+        (("images.zip", "images.zip"), "file images.zip"),
+        (("images", "images.unpacked"), "file images.unpacked"),
+    ],
+)
+def test_a_card_whose_files_would_overwrite_each_other_is_refused(tmp_path, names, what):
+    files = "".join(f"\n  - {{name: {name}, sha256: {'a' * 64}, sources: [x], unpack: true}}" for name in names)
+    (tmp_path / "card.yaml").write_text(f"name: toys\nfiles:{files}\n")
+
+    with pytest.raises(DatasetError, match=rf"card\.yaml: .*two of them would become the {what}.*: rename one"):
+        read_source(tmp_path / "card.yaml")
+
+
+@pytest.mark.parametrize("names", [("a.zip", "b.zip"), ("images.zip", "images-2.zip"), ("train.tar.gz", "test.tar.gz")])
+def test_archives_of_different_names_keep_apart(fetch, beside, names):
+    files = []
+    for name in names:
+        (beside / name).write_bytes(content := make_zip({f"{name}.png": b"x"}))
+        files.append(make_file(name, content=content, name=name, unpack=True))
+
+    assert len([name for name in names_below(fetch(Card(name="toys", files=files))) if "/" in name]) == 2
+
+
 @pytest.fixture
 def debian(tmp_path, monkeypatch):
     """Scripts in the place of the machine's package tools; nothing is downloaded."""
@@ -495,13 +681,13 @@ PACKED = f"printf '%s' \"{GOOD.decode()}\" > "
 
 
 def test_a_file_comes_out_of_a_debian_package(fetch, debian):
-    debian(apt_get=f'{PACKED} "$2.deb"')
+    debian(apt_get=f'{PACKED} "$3.deb"')
 
     assert (fetch(make_card("debian:wamerican/share/words")) / "file.bin").read_bytes() == GOOD
 
 
 def test_a_debian_package_is_unpacked_below_a_relative_cache_folder_too(fetch, debian, tmp_path, monkeypatch):
-    debian(apt_get=f'{PACKED} "$2.deb"')
+    debian(apt_get=f'{PACKED} "$3.deb"')
     monkeypatch.chdir(tmp_path)
 
     folder = fetch(make_card("debian:wamerican/share/words"), cache_folder=Path("here"))
@@ -511,11 +697,11 @@ def test_a_debian_package_is_unpacked_below_a_relative_cache_folder_too(fetch, d
 
 
 def test_a_debian_package_is_downloaded_once_for_all_its_files(fetch, debian):
-    calls = debian(apt_get=f'{PACKED} "$2.deb"')
+    calls = debian(apt_get=f'{PACKED} "$3.deb"')
 
     fetch(Card(name="toys", files=[make_file("debian:wamerican/share/words", name=name) for name in "ab"]))
 
-    assert calls.read_text().count("apt-get download wamerican") == 1
+    assert calls.read_text().count("apt-get download -- wamerican") == 1
 
 
 def test_a_machine_without_package_lists_gets_its_own_for_the_download(fetch, debian):
@@ -529,6 +715,25 @@ def test_a_machine_without_package_lists_gets_its_own_for_the_download(fetch, de
     assert [line.split()[-1] for line in calls.read_text().splitlines()][:3] == ["wamerican", "update", "wamerican"]
 
 
+@pytest.mark.parametrize("package", ["-oX", "--help", "Words", "w", "", "words=1", "words*", "../words", ".."])
+def test_a_package_name_that_debian_does_not_allow_never_reaches_its_tools(fetch, debian, package):
+    calls = debian(apt_get=f'{PACKED} "$3.deb"')
+
+    with pytest.raises(ServiceError, match="is no name of a Debian package"):
+        fetch(make_card(f"debian:{package}/share/words"))
+    assert not calls.exists()
+
+
+def test_two_cards_at_once_fetch_a_debian_package_once(fetch, debian):
+    calls = debian(apt_get=f'sleep 0.2; {PACKED} "$3.deb"')
+    cards = [Card(name=name, files=[make_file("debian:wamerican/share/words")]) for name in ("one", "two")]
+    with ThreadPoolExecutor(2) as pool:
+        found = [(folder / "file.bin").read_bytes() for folder in pool.map(fetch, cards)]
+
+    assert found == [GOOD, GOOD]
+    assert calls.read_text().count("apt-get download -- wamerican") == 1
+
+
 def test_a_package_that_apt_get_does_not_know_is_a_sentence_with_its_last_words(fetch, debian):
     debian(apt_get='echo "E: Unable to locate package" >&2; exit 100')
 
@@ -537,14 +742,14 @@ def test_a_package_that_apt_get_does_not_know_is_a_sentence_with_its_last_words(
 
 
 def test_a_package_without_the_file_is_a_sentence(fetch, debian):
-    debian(apt_get=f'{PACKED} "$2.deb"')
+    debian(apt_get=f'{PACKED} "$3.deb"')
 
     with pytest.raises(ServiceError, match="debian:wamerican/share/none: package wamerican has no file share/none"):
         fetch(make_card("debian:wamerican/share/none"))
 
 
 def test_nothing_partial_stays_of_a_package_that_cannot_be_unpacked(fetch, debian, tmp_path):
-    debian(apt_get=f'{PACKED} "$2.deb"', dpkg_deb="exit 2")
+    debian(apt_get=f'{PACKED} "$3.deb"', dpkg_deb="exit 2")
     with pytest.raises(ServiceError, match="dpkg-deb failed"):
         fetch(make_card("debian:wamerican/share/words"))
 
@@ -552,7 +757,7 @@ def test_nothing_partial_stays_of_a_package_that_cannot_be_unpacked(fetch, debia
 
 
 def test_a_folder_called_as_a_word_of_the_command_does_not_change_it(fetch, debian, tmp_path, monkeypatch):
-    debian(apt_get=f'{PACKED} "$2.deb"')
+    debian(apt_get=f'{PACKED} "$3.deb"')
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wamerican").mkdir()
 
