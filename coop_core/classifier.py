@@ -20,12 +20,16 @@ class LinearClassifier:
     """Whether image features are L2-normalised first; the linear probe was fitted on them as they are."""
 
     def logits(self, features: Tensor) -> Tensor:
-        """Image tower outputs (n, d) -> (n, c), float32."""
-        features = features.float()
+        """Image tower outputs (n, d) -> (n, c), float32.
+
+        Computed in float64: figures are read from it, and what a process allows its float32 products to be computed
+        in (bfloat16, TF32) must not reach them.
+        """
+        features = features.double()
         if self.normalise:
             features = F.normalize(features, dim=-1)
-        logits = self.scale * features @ self.weights.to(features.device).T
-        return logits if self.bias is None else logits + self.bias.to(features.device)
+        logits = self.scale * features @ self.weights.to(features).T
+        return (logits if self.bias is None else logits + self.bias.to(features)).float()
 
     def probabilities(self, features: Tensor) -> Tensor:
         return self.logits(features).softmax(dim=-1)

@@ -23,7 +23,8 @@ def nearest_words(tower: TextTower, context_vectors: Tensor, *, count: int = 3) 
     texts, table = _words(tower)                                                  # (v, w)
     distances, ids = _nearest(table, context_vectors.to(table.device).float(), count)
     step = max(1, len(table) // _SAMPLE)
-    between_words = _nearest(table, table[::step], 2)[0][:, 1].median().item()
+    among_words = torch.cdist(table[::step].double(), table.double()).topk(2, largest=False).values[:, 1]
+    between_words = among_words.median().item()
     vectors = [
         [{"word": texts[i], "distance": d} for i, d in zip(row_ids, row, strict=True)]
         for row_ids, row in zip(ids.tolist(), distances.tolist(), strict=True)
@@ -40,6 +41,11 @@ def _words(tower: TextTower) -> tuple[list[str], Tensor]:
 
 
 def _nearest(table: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """-> (distances (n, count), row numbers (n, count)), nearest first."""
-    found = torch.cdist(vectors, table).topk(count, dim=1, largest=False)
+    """-> (distances (n, count), row numbers (n, count)), nearest first.
+
+    In float64 and by differences: the usual way through a matrix product cancels most digits between near vectors,
+    and computes in whatever precision the process allows its float32 products (bfloat16, TF32).
+    """
+    exact = torch.cdist(vectors.double(), table.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    found = exact.topk(count, dim=1, largest=False)
     return found.values, found.indices

@@ -3,6 +3,7 @@
 What trials have in common is computed once: the backbone, each image's features, the zero-shot baseline.
 """
 
+import dataclasses
 import fcntl
 import functools
 import tempfile
@@ -68,8 +69,9 @@ class _Prepared:
 class TrialRunner:
     """Runs trials one group after another; groups of one backbone and data set are fastest."""
 
-    def __init__(self, *, store_folder: Path, device: str) -> None:
-        self.store_folder, self.device = store_folder, device
+    def __init__(self, *, store_folder: Path, device: str, sharing: int = 1) -> None:
+        """`sharing`: how many processes train on the device at the same time, this one included."""
+        self.store_folder, self.device, self.sharing = store_folder, device, sharing
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def run(
@@ -117,7 +119,7 @@ class TrialRunner:
             backbone=backbone,
             class_names=split.class_names,
             generator=generator_for(params.seed, "context"),
-            engine=params.engine.engine(),
+            engine=dataclasses.replace(params.engine.engine(), sharing=self.sharing),
         )
         labels = _labels(split.test)
         training = Training(
@@ -155,7 +157,7 @@ class TrialRunner:
         return self._keep(("features", feature_key(backbone), digest, views, drawn_by), compute)
 
     def _zero_shot(self, backbone: Backbone, split: Split, test: Tensor, labels: np.ndarray) -> float:
-        key = ("zero-shot", split.class_names, split.template, split.test_digest)
+        key = ("zero-shot", feature_key(backbone), split.class_names, split.template, split.test_digest)
         classifier = baselines.zero_shot
         return self._keep(key, lambda: float(
             (classifier(backbone, split.class_names, split.template).logits(test).argmax(1).cpu().numpy() == labels)

@@ -6,7 +6,7 @@ whatever machine, and is closed by `reconcile`.
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,19 +123,27 @@ class TrialState:
     metrics: dict[str, float]
 
 
-def trial_states(settings: Settings, *, parent: str, since: float) -> list[TrialState]:
-    """The trials of a sweep that began after a time (in seconds since 1970), each as its last run has it."""
+def trial_states(settings: Settings, *, parent: str, but: Collection[str] = ()) -> list[TrialState]:
+    """The trials of a sweep, each by the run of it that says most; runs in `but` belong to an earlier attempt.
+
+    No clock is asked: trials may run on other machines than the one that asks.
+    """
     with connected(settings) as mlflow:
         client = mlflow.MlflowClient()
         experiment = client.get_run(parent).info.experiment_id
-        wanted = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.start_time >= {1000 * (since - 5):.0f}"
-        runs = sorted(pages(client, experiment, wanted), key=lambda run: run.info.start_time)
-        last = {run.data.tags.get(_TRIAL, ""): run for run in runs}
+        runs = [run for run in pages(client, experiment, f"tags.`mlflow.parentRunId` = '{parent}'")
+                if run.info.run_id not in but]  # fmt: skip
+        says_most = {run.data.tags.get(_TRIAL, ""): run for run in sorted(runs, key=lambda run: _says(run.info.status))}
         return [
             TrialState(key, run.info.run_id, run.info.status, run.data.tags.get(_REASON, ""),
                        dict(run.data.metrics))
-            for key, run in last.items()
+            for key, run in says_most.items()
         ]  # fmt: skip
+
+
+def _says(status: str) -> int:
+    """A killed run is tried again; one that runs is watched; one that failed or finished is the answer."""
+    return ["KILLED", "SCHEDULED", "RUNNING", "FAILED", "FINISHED"].index(status)
 
 
 class TrialRun:

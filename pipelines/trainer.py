@@ -41,14 +41,18 @@ class Order:
 
 
 def main() -> None:
-    """Serve groups from standard input until it closes; answers go to what was standard output."""
+    """Serve groups from standard input until it closes; answers go to what was standard output.
+
+    One argument: how many trainers share the device's memory.
+    """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library that prints must not speak in our place
     from coop_core.trials import TrialRunner
 
     settings = load_settings()
     code = core_digest()
-    runner = TrialRunner(store_folder=settings.cache_folder / paths.FEATURE_STORE, device=choose_device(settings))
+    store_folder, sharing = settings.cache_folder / paths.FEATURE_STORE, int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    runner = TrialRunner(store_folder=store_folder, device=choose_device(settings), sharing=sharing)
     for line in sys.stdin:
         serve([Order(**order) for order in json.loads(line)], runner, settings, answers, code=code)
 

@@ -119,8 +119,9 @@ class LocalTrainers:
         with self._lock:
             if self._stopping:
                 return None
+            sharing = sum(other.device == slot.device for other in self.slots)
             self._running[number] = Group(
-                self.command, log=self._log(number), talk=True,
+                (*self.command, str(sharing)), log=self._log(number), talk=True,
                 environment=trainer_environment(device=slot.device, threads=slot.threads),
             )  # fmt: skip
             return self._running[number]

@@ -114,3 +114,13 @@ def test_a_signal_ends_all_trainers_within_seconds(trainers):
 def test_no_trainer_is_started_that_has_nothing_to_do(trainers, tmp_path: Path):
     heard(trainers(slots=4), orders("a"))
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["trainer-0.log"]
+
+
+def test_every_trainer_is_told_how_many_share_its_device(trainers):
+    code = """
+import json, sys
+for line in sys.stdin:
+    for order in json.loads(line):
+        print(json.dumps({"event": "finished", "key": order["key"], "run_id": "", "metrics": sys.argv[1]}), flush=True)
+"""
+    assert {event["metrics"] for event in heard(trainers(code, slots=3), *map(orders, "abcd")).values()} == {"3"}

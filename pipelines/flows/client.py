@@ -88,7 +88,8 @@ class DeployedTrainers:
         ]
         running: dict[UUID, tuple[Sequence[Sequence[Order]], int]] = {}
         open_keys = {order.key for group in groups for order in group}
-        begun = time.time()
+        parent = groups[0][0].parent
+        earlier = {state.run_id for state in trial_states(self.settings, parent=parent)}
         try:
             while todo or running:
                 while todo and len(running) < _WAITING:
@@ -96,7 +97,7 @@ class DeployedTrainers:
                     running[self._start(together, attempt)] = (together, attempt)
                 time.sleep(_LOOK_SECONDS)
                 ended = {run.id: run for run in self._look(list(running)) if run.state_type in _ENDED}
-                self._report(groups, open_keys, begun, on_event)
+                self._report(parent, earlier, open_keys, on_event)
                 for run_id, run in ended.items():
                     together, attempt = running.pop(run_id)
                     left = [[order for order in group if order.key in open_keys] for group in together]
@@ -129,10 +130,9 @@ class DeployedTrainers:
             return client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=run_ids)))
 
     def _report(
-        self, groups: Any, open_keys: set[str], begun: float, on_event: Callable[[dict[str, Any]], object]
+        self, parent: str, earlier: set[str], open_keys: set[str], on_event: Callable[[dict[str, Any]], object]
     ) -> None:
-        parent = groups[0][0].parent
-        for state in trial_states(self.settings, parent=parent, since=begun):
+        for state in trial_states(self.settings, parent=parent, but=earlier):
             if state.key not in open_keys:
                 continue
             if state.status in ("FINISHED", "FAILED"):
