@@ -33,7 +33,7 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 from coop_core.artifact import read_artifact
-from pipelines.environment import SERVICE_OF, use_prefect
+from pipelines.environment import SERVICE_OF, make_login, use_prefect
 from pipelines.settings import Settings
 from pipelines.supervision import connect
 from pipelines.tracking import fetch_prompt
@@ -354,7 +354,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         playground = Playground(Path(folder) / "project")
-        use_prefect(str(playground.settings.prefect_api_url), Path(folder) / "client")
+        login = make_login(playground.settings.services_folder)
+        use_prefect(str(playground.settings.prefect_api_url), Path(folder) / "client", login)
         with services(playground):
             for one in wanted:
                 victim, name = one.split(":")

@@ -17,7 +17,7 @@ from kill_matrix import Playground, change, services
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.environment import use_prefect
+from pipelines.environment import make_login, use_prefect
 
 
 def main() -> None:
@@ -32,7 +32,8 @@ def main() -> None:
         playground = Playground(Path(folder) / "project")
         where = {"cwd": playground.folder, "env": playground.environment}
         subprocess.run(["dvc", "repro", "-q", "data.dvc"], **where, check=True)
-        use_prefect(str(playground.settings.prefect_api_url), Path(folder) / "client")
+        login = make_login(playground.settings.services_folder)
+        use_prefect(str(playground.settings.prefect_api_url), Path(folder) / "client", login)
         timed(playground, "local", 1)
         for way in arguments.ways:
             if way == "workers":

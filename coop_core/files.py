@@ -24,6 +24,14 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_path(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files with their names; "" where there is nothing."""
+    if path.is_file():
+        return digest_file(path)
+    inside = [[found.relative_to(path).as_posix(), digest_file(found)] for found in path.rglob("*") if found.is_file()]
+    return digest_json(sorted(inside)) if path.is_dir() else ""
+
+
 def digest_json(value: Any) -> str:
     """SHA-256 of a JSON value; the order of keys does not matter."""
     return digest_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())

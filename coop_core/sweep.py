@@ -36,13 +36,13 @@ class Trial:
         return ", ".join([*(f"{short(k)} {_shown(v)}" for k, v in (self.task | self.choice).items()),
                           f"seed {self.params.seed}"])  # fmt: skip
 
-    def key(self, *, dataset_digest: str, code: str) -> str:
-        """What decides the result: parameters, images and code; the same key is never trained twice.
+    def key(self, *, dataset_digest: str, weights_digest: str, code: str) -> str:
+        """What decides the result: parameters, images, weights and code; the same key is never trained twice.
 
-        Weights are known by their names in `backbone`, not by content.
+        `weights_digest` is of `backbone.files`: a local checkpoint, or the pins that packaged weights follow.
         """
         leaves = {name: value for name, value in flat(self.params.of_run()).items() if name not in _NO_RESULT}
-        return digest_json([leaves, dataset_digest, code])
+        return digest_json([leaves, dataset_digest, weights_digest, code])
 
 
 @dataclass(frozen=True)

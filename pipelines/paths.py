@@ -13,6 +13,7 @@ CURVE_PROMPTS = Path("artifacts/curve_prompts")
 EVALUATION = Path("artifacts/evaluation")
 METRICS = Path("artifacts/metrics.json")
 REPORT = Path("artifacts/report")
+SAMPLES = Path("artifacts/report/samples")
 TRACKED = Path("artifacts/tracked.json")
 SWEEPS = Path("artifacts/sweeps")
 

@@ -9,7 +9,7 @@ from coop_core.params import Params, load_params
 from coop_core.sweep import require_sweep
 from pipelines import console, paths
 from pipelines.environment import use_prefect
-from pipelines.settings import Settings
+from pipelines.settings import Settings, prefect_login
 from pipelines.sweep_view import details, print_outcome
 from pipelines.sweeping import Standing, check, sweep
 from pipelines.trainer import Order
@@ -27,7 +27,7 @@ def run_sweep(settings: Settings, *, local: bool, jobs: int | None, detach: bool
     if settings.prefect_api_url is None or local:
         _here(params, settings, jobs)
     else:
-        use_prefect(settings.prefect_api_url, settings.services_folder / "client")
+        use_prefect(settings.prefect_api_url, settings.services_folder / "client", prefect_login(settings))
         _through_prefect(params, settings, detach=detach)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from coop_core import pictures
 from coop_core.errors import ServiceError
-from coop_core.files import write_text
+from coop_core.files import digest_path, write_text
 from coop_core.params import Params, flat, load_params, patch
 from coop_core.sweep import (
     Result,
@@ -165,7 +165,8 @@ def _run_trials(
     while choices := next_choices(params, judged):
         by_key: dict[str, Trial] = {}
         for trial in trials(params, choices):
-            by_key[trial.key(dataset_digest=_digest(trial, digests, settings), code=code)] = trial
+            images, weights = _digest(trial, digests, settings), digest_path(Path(trial.params.backbone.files))
+            by_key[trial.key(dataset_digest=images, weights_digest=weights, code=code)] = trial
         standing.planned += len(by_key)
         for key, found in finished_trials(settings, code=code).items():
             if key in by_key and key not in standing.results:

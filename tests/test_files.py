@@ -14,6 +14,7 @@ from coop_core.files import (
     digest_bytes,
     digest_file,
     digest_json,
+    digest_path,
     read_array,
     read_json,
     read_tensors,
@@ -185,3 +186,16 @@ def test_a_pickled_array_is_refused(tmp_path: Path) -> None:
         np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ArtifactError, match=r"a\.npy is damaged"):
         read_array(tmp_path / "a.npy")
+
+
+def test_the_digest_of_a_folder_is_that_of_its_files_and_their_names(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder / "deep").mkdir(parents=True)
+        (tmp_path / folder / "deep/weights.bin").write_bytes(b"1")
+    first = digest_path(tmp_path / "a")
+    assert first == digest_path(tmp_path / "b") != ""
+
+    (tmp_path / "b/deep/weights.bin").write_bytes(b"2")
+    (tmp_path / "a/deep/weights.bin").rename(tmp_path / "a/deep/other.bin")
+    assert len({first, digest_path(tmp_path / "a"), digest_path(tmp_path / "b"), digest_path(tmp_path / "none")}) == 4
+    assert digest_path(tmp_path / "a/deep/other.bin") == digest_file(tmp_path / "a/deep/other.bin")

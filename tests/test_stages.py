@@ -274,9 +274,27 @@ def test_predictions_name_each_test_image_and_agree_with_the_accuracy(done):
 
 def test_report_writes_a_page_and_its_pictures(done):
     assert {path.name for path in (done / "artifacts/report").iterdir()} == {
-        "report.html", "training_curve.png", "confusion_matrix.png", "reliability.png", "few_shot_curve.png",
+        "report.html", "training_curve.png", "confusion_matrix.png", "reliability.png", "few_shot_curve.png", "samples",
     }  # fmt: skip
     assert "blue lake" in (done / "artifacts/report/report.html").read_text()
+
+
+def test_report_leaves_a_test_picture_of_every_class_to_try(done):
+    names = read_split(done / "artifacts/split.json").class_names
+    tested = {image.path for image in read_split(done / "artifacts/split.json").test}
+    samples = sorted((done / "artifacts/report/samples").iterdir())
+    pictures = {Image.open(done / "data/raw" / path).tobytes() for path in tested}
+
+    assert [sample.stem for sample in samples] == [f"{i}-{name.replace(' ', '-')}" for i, name in enumerate(names)]
+    assert {Image.open(sample).tobytes() for sample in samples} <= pictures
+
+
+def test_the_last_line_is_a_command_that_runs_as_it_stands(finished):
+    command = finished[1].strip().splitlines()[-1].removeprefix("predict").split()
+
+    assert command[1:] == ["predict", "artifacts/report/samples", "--top", "3"]
+    assert Path(command[0]).is_file()
+    assert (finished[0] / command[2]).is_dir()
 
 
 def test_track_prints_a_table_of_all_classifiers_and_where_to_go_on(finished):

@@ -100,11 +100,12 @@ def test_params_without_the_section_say_what_to_add():
 def test_the_key_of_a_trial_changes_with_parameters_images_and_code_and_with_nothing_else():
     first, second = trials(params := swept(), next_choices(params, {}))[:2]
     renamed = trials(other := swept(name="other", max_failed=0.5), next_choices(other, {}))[0]
-    key = first.key(dataset_digest="images", code="code")
+    same = {"dataset_digest": "images", "weights_digest": "weights", "code": "code"}
+    key = first.key(**same)
 
-    assert key == renamed.key(dataset_digest="images", code="code")
-    assert len({key, second.key(dataset_digest="images", code="code"), first.key(dataset_digest="other", code="code"),
-                first.key(dataset_digest="images", code="other")}) == 4  # fmt: skip
+    assert key == renamed.key(**same)
+    others = [first.key(**{**same, name: "other"}) for name in same]
+    assert len({key, second.key(**same), *others}) == 5
 
 
 def test_choices_are_compared_on_the_most_shots_of_the_data_set_of_params():

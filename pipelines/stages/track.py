@@ -4,6 +4,7 @@ The only stage that talks to a service. When it does not answer, everything befo
 """
 
 import shutil
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -37,10 +38,16 @@ def main() -> None:
         f"report      {paths.REPORT / 'report.html'}\n"
         f"MLflow      {run_link(tracked, settings)}"
         + ("" if settings.tracking_uri.startswith("http") else "  (after `make ui` or `make up`)")
-        + "\npredict     coop predict IMAGE...",
+        + f"\npredict     {own_command()} predict {paths.SAMPLES} --top 3",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def own_command() -> Path:
+    """`coop` as this Python has it, from the working folder where it lies below."""
+    command = Path(sys.executable).with_name("coop")
+    return command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command
 
 
 def with_metrics(prompt: Path, target: Path, evaluation: dict[str, Any]) -> Path:
