@@ -194,8 +194,11 @@ def _inside(folder: Path, name: str, archive: Path) -> Path:
 def _create(path: Path, name: str, archive: Path) -> IO[bytes]:
     """Open a file that was not there before."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("xb")
+        try:
+            return path.open("xb")
+        except FileNotFoundError:  # asked in this order because most files come into a folder that is there
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("xb")
     except (FileExistsError, NotADirectoryError):
         fault = "whose place another member has already"
     except UnicodeEncodeError:
