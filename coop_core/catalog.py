@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticSerializationError
 from ruamel.yaml import YAML
 
 from coop_core.archives import MAX_BYTES
@@ -131,14 +132,18 @@ def class_labels(card: Card, class_folders: Iterable[str]) -> tuple[dict[str, in
 
 def _read_card(path: Path) -> Card:
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))     # deep nesting crashes the C one
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))  # deep nesting crashes the C one
     except Exception as error:  # the parser lets out ValueError, KeyError, IndexError, RecursionError beside its own
         if isinstance(error, OSError):
             raise
         reason = shown(" ".join(str(error).split())) or type(error).__name__
         raise DatasetError(f"dataset card {path} is not readable YAML: {reason}") from None
     try:
-        return Card.model_validate(content)
+        card = Card.model_validate(content)
+        card.model_dump_json()
+        return card
+    except PydanticSerializationError:
+        raise DatasetError(f"dataset card {path} has half a character, such as \\ud800: write the whole one") from None
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
         raise DatasetError(f"dataset card {path}: {shown(faults)}") from None

@@ -16,6 +16,11 @@ from coop_core.files import digest_json, read_json, write_json, write_text
 SCHEMA = 1
 Subset = Literal["train", "val", "test"]
 SUBSETS: tuple[Subset, ...] = ("train", "val", "test")
+SUBSET_NAMES: dict[str, Subset] = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""What sources call them, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,16 @@ class Dataset:
 def words(class_folder: str) -> str:
     """The words of a class folder: `forest_floor` -> `forest floor`, in composed Unicode."""
     return " ".join(unicodedata.normalize("NFC", class_folder).replace("_", " ").split())
+
+
+def shown(text: str) -> str:
+    """A text on one line that terminals and files can take: controls, line ends and halves of characters (as in file
+    names that are no UTF-8) are escaped."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} else character
+        for character in text
+    )  # fmt: skip
 
 
 def distinct(class_names: Sequence[str]) -> list[str]:

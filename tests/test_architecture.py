@@ -10,10 +10,11 @@ ROOT = Path(__file__).parents[1]
 # Lower lines know nothing of higher ones; modules on one line know nothing of each other.
 LAYERS = {
     "coop_core": [
-        "errors",
+        "errors memory",
         "files",
         "images dataset archives",
         "catalog validation split evaluation gate pictures_style",
+        "folders listings",
         "importers pictures findings",
         "backbone.base backbone.torchvision_operators",
         "backbone.tokenizers backbone.towers backbone.prefix_tree backbone.step_graph",

@@ -1,5 +1,6 @@
 """Dataset cards: what a folder, a CSV file or a card says about a data set, and the faults of a card."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,45 @@ def test_a_card_that_is_no_mapping_is_a_sentence(tmp_path: Path, text: str) -> N
 def test_a_card_that_is_no_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(DatasetError, match=r"^dataset card .+card\.yaml is not readable YAML: [^\n]+$"):
         read_source(write_card(tmp_path, text))
+
+
+@pytest.mark.parametrize("value", [
+    "2001-99-99", "!!int abc", "!!int ''", "!!bool maybe", "!!float abc", "9" * 5_000,
+    "[" * 20_000, "!!python/object:os.system x", "*nowhere",
+], ids=lambda value: value[:20])  # fmt: skip
+def test_a_value_that_yaml_cannot_read_is_one_line(tmp_path: Path, value: str) -> None:
+    with pytest.raises(DatasetError, match=r"^dataset card .+card\.yaml is not readable YAML: [^\n]+$"):
+        read_source(write_card(tmp_path, f"name: rivers\ntitle: {value}"))
+
+
+@pytest.mark.parametrize("value", ["2001-01-01", ".inf", "!!set {a, b}", "&x [*x]", "1", "{1: 2}"])
+def test_a_value_of_another_type_is_a_sentence_with_its_key(tmp_path: Path, value: str) -> None:
+    with pytest.raises(DatasetError, match=r"card\.yaml: title: Input should be a valid string"):
+        read_source(write_card(tmp_path, f"name: rivers\ntitle: {value}"))
+
+
+@pytest.mark.parametrize("name", ["card.yaml", "list.csv", "list.yml"])
+def test_a_pipe_is_a_sentence_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DatasetError, match=rf"{name} is neither a folder nor a regular file: name a dataset card"):
+        read_source(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "layout"), [("LIST.CSV", "csv"), ("card.YAML", "folders")])
+def test_a_suffix_counts_in_any_case(tmp_path: Path, name: str, layout: str) -> None:
+    (tmp_path / name).write_text("name: rivers")
+    assert read_source(tmp_path / name)[0].layout == layout
+
+
+def test_half_a_character_in_a_card_is_a_sentence_that_can_be_printed(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"card\.yaml has half a character, such as \\ud800: write the whole one"):
+        read_source(write_card(tmp_path, 'name: rivers\ntitle: "\\ud800"'))
+
+
+def test_a_key_with_a_control_character_is_a_sentence_that_can_be_printed(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"card\.yaml: a\\x00b: Extra inputs") as caught:
+        read_source(write_card(tmp_path, 'name: rivers\n"a\\0b": 1'))
+    assert "\0" not in str(caught.value)
 
 
 def test_a_card_that_is_not_utf_8_is_a_sentence(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 import contextlib
 import gzip
 import json
+import os
 import shutil
 import struct
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from toy_images import paint, paint_classes
 
 from coop_core.catalog import Card, read_source
@@ -17,6 +20,7 @@ from coop_core.dataset import Dataset, read_dataset
 from coop_core.errors import DatasetError
 from coop_core.files import digest_bytes, digest_file, read_array
 from coop_core.importers import import_dataset
+from coop_core.validation import TOKENIZER_SIGNS, Findings, Sample, check_files
 
 FOLDERS = Card(name="toy")
 CSV = Card(name="toy", layout="csv", index="list.csv")
@@ -162,19 +166,62 @@ def test_files_that_are_no_images_are_left_out_and_noted(source: Path) -> None:
     assert not (dataset.root / "images" / "river" / "notes.txt").exists()
 
 
-def test_hidden_files_and_folders_are_left_out(source: Path) -> None:
+def test_hidden_files_and_folders_are_left_out_and_noted(source: Path) -> None:
     paint_classes(source, {"river": 2, "forest": 2})
     paint(source / "river" / ".thumbnail.png", 50)
+    paint(source / "river" / ".ipynb_checkpoints" / "0-checkpoint.png", 0)
     paint(source / ".trash" / "0.png", 51)
+    paint(source / "__MACOSX" / "._0.png", 52)
     dataset = import_folder(source)
     assert len(dataset.images) == 4
-    assert dataset.about["notes"] == []
+    assert dataset.about["notes"] == [
+        "hidden files and folders were left out: .trash, __MACOSX, river/.ipynb_checkpoints, river/.thumbnail.png"
+    ]
 
 
-def test_hidden_folders_inside_a_class_are_left_out(source: Path) -> None:
+def test_images_beside_the_class_folders_are_left_out_and_noted(source: Path) -> None:
     paint_classes(source, {"river": 2, "forest": 2})
-    paint(source / "river" / ".ipynb_checkpoints" / "0-checkpoint.png", 0)
-    assert len(import_folder(source).images) == 4
+    paint(source / "stray.png", 50)
+    assert import_folder(source).about["notes"] == ["images beside the class folders were left out: stray.png"]
+
+
+def test_a_linked_folder_inside_a_class_is_left_out_and_noted(source: Path) -> None:
+    paint_classes(source, {"river": 2, "forest": 2})
+    (source / "river" / "more").symlink_to(source / "forest")
+    assert import_folder(source).about["notes"] == ["linked folders inside class folders were left out: river/more"]
+
+
+@pytest.mark.parametrize("name", ["river/gone.png", "river/deep/gone", "gone", "gone.png"])
+def test_a_link_that_leads_nowhere_is_a_fault(source: Path, name: str) -> None:
+    paint_classes(source, {"river": 2, "forest": 2})
+    (source / name).parent.mkdir(exist_ok=True)
+    (source / name).symlink_to("nowhere")
+    report = faults_of(source)
+    assert report == f"data set toy has 1 fault:\n  - links lead nowhere (mend or remove them): {name}"
+
+
+def test_a_pipe_among_the_images_is_a_fault_and_not_waited_for(source: Path) -> None:
+    paint_classes(source, {"river": 2, "forest": 2})
+    os.mkfifo(source / "river" / "pipe.png")
+    assert "river/pipe.png is no regular file" in faults_of(source)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"caf\xe9/0.png"])
+def test_names_that_are_not_utf_8_are_a_fault_that_can_be_printed(source: Path, name: bytes) -> None:
+    paint_classes(source, {"river": 2, "forest": 2})
+    path = source / "river" / os.fsdecode(name)
+    path.parent.mkdir(exist_ok=True)
+    (source / "river" / "0.png").rename(path)
+    report = faults_of(source).encode().decode()
+    assert report.startswith("data set toy has 1 fault:\n  - names of files are not UTF-8 (rename them): river/caf\\u")
+
+
+def test_a_class_whose_files_have_another_suffix_is_a_fault_that_names_the_suffix(source: Path) -> None:
+    paint_classes(source, {"river": 2, "forest": 2, "sea": 0})
+    for number in range(3):
+        (source / "sea" / f"{number}.HEIC").write_bytes(b"ftypheic")
+    report = faults_of(source)
+    assert report == "data set toy has 1 fault:\n  - class folders hold nothing that can be used: sea (.heic)"
 
 
 def test_a_hash_sign_in_a_file_name_is_no_array_slice(source: Path) -> None:
@@ -199,21 +246,57 @@ def test_a_folder_that_does_not_exist_is_a_sentence(source: Path) -> None:
 
 def test_a_folder_without_images_says_what_is_expected(source: Path) -> None:
     source.mkdir()
-    assert f"no images found; expected one folder a class in: {source}" in faults_of(source)
+    assert faults_of(source) == (
+        f"data set toy has 1 fault:\n  - no class folders found; expected one folder a class in: {source}"
+    )
+
+
+def test_images_without_class_folders_are_named(source: Path) -> None:
+    paint(source / "0.png", 0)
+    report = faults_of(source)
+    assert "images lie in no class folder: 0.png" in report
+    assert "no class folders found" in report
 
 
 def test_one_class_is_not_enough(source: Path) -> None:
-    assert "a classifier needs two classes or more" in faults_of(paint_classes(source, {"river": 4}))
+    report = faults_of(paint_classes(source, {"river": 4}))
+    assert report == (
+        "data set toy has 1 fault:\n  - a classifier needs two classes or more, but there is only one: river"
+    )
 
 
-def test_an_empty_class_is_a_fault(source: Path) -> None:
+def test_an_empty_class_is_one_fault(source: Path) -> None:
     report = faults_of(paint_classes(source, {"river": 2, "forest": 2, "sea": 0}))
-    assert "classes have no test image: sea" in report
-    assert "classes have no test image: sea" in report
+    assert report == "data set toy has 1 fault:\n  - classes have no image: sea"
 
 
 def test_a_class_with_one_image_cannot_be_trained_and_tested(source: Path) -> None:
-    assert "classes have no test image: sea" in faults_of(paint_classes(source, {"river": 2, "forest": 2, "sea": 1}))
+    report = faults_of(paint_classes(source, {"river": 2, "forest": 2, "sea": 1}))
+    assert "classes have no test image (each needs one to train on and another to test on): sea" in report
+
+
+@pytest.mark.parametrize("classes", ["my_photos", "archive/my_photos"])
+def test_class_folders_in_a_wrapper_are_found_and_the_wrapper_is_noted(source: Path, classes: str) -> None:
+    paint_classes(source / classes, {"river": 2, "forest": 2})
+    (source / "README.txt").write_text("x")
+    dataset = import_folder(source)
+    assert dataset.class_names == ("forest", "river")
+    assert set(dataset.about["notes"]) == {
+        f"the class folders were found further down, in: {classes}",
+        "files without an image suffix were left out: README.txt",
+    }
+
+
+def test_a_wrapper_of_train_and_test_folders_is_seen_through(source: Path) -> None:
+    paint_classes(source / "photos" / "train", {"river": 3, "forest": 2})
+    paint_classes(source / "photos" / "test", {"river": 1, "forest": 1}, first=100)
+    assert by_subset(import_folder(source))["river"] == {"train": 3, "test": 1}
+
+
+def test_a_folder_with_images_of_its_own_is_no_wrapper(source: Path) -> None:
+    paint_classes(source / "river", {"may": 2, "june": 2})
+    paint(source / "river" / "0.png", 50)
+    assert "there is only one: river" in faults_of(source)
 
 
 # Train, val and test folders
@@ -233,10 +316,41 @@ def test_train_and_test_folders_are_enough(source: Path) -> None:
     assert by_subset(import_folder(source))["river"] == {"train": 3, "test": 1}
 
 
+@pytest.mark.parametrize("files", [["0.png"], ["labels.txt"], []], ids=["images", "text", "empty"])
+def test_a_folder_beside_train_and_test_is_left_out_and_noted(source: Path, files: list[str]) -> None:
+    paint_classes(source / "train", {"river": 3, "forest": 2})
+    paint_classes(source / "test", {"river": 1, "forest": 1}, first=100)
+    (source / "unlabeled").mkdir()
+    for file in files:
+        (source / "unlabeled" / file).write_bytes(b"x")
+    dataset = import_folder(source)
+    assert dataset.class_names == ("forest", "river")
+    assert dataset.about["notes"] == ["folders beside train, val and test were left out: unlabeled"]
+
+
+def test_images_in_train_and_in_no_class_are_left_out_and_noted(source: Path) -> None:
+    paint_classes(source / "train", {"river": 3, "forest": 2})
+    paint_classes(source / "test", {"river": 1, "forest": 1}, first=100)
+    paint(source / "train" / "stray.png", 50)
+    assert import_folder(source).about["notes"] == ["images beside the class folders were left out: train/stray.png"]
+
+
+def test_a_class_called_train_is_a_class_where_no_test_is_beside_it_and_is_noted(source: Path) -> None:
+    dataset = import_folder(paint_classes(source, {"car": 2, "train": 2}))
+    assert dataset.class_names == ("car", "train")
+    assert "name of a subset is taken for a class" in dataset.about["notes"][0]
+
+
+def test_composed_and_decomposed_names_in_train_and_test_are_one_class(source: Path) -> None:
+    paint_classes(source / "train", {unicodedata.normalize("NFD", "Köter"): 2, "cat": 2})
+    paint_classes(source / "test", {unicodedata.normalize("NFC", "Köter"): 1, "cat": 1}, first=100)
+    assert by_subset(import_folder(source))["Köter"] == {"train": 2, "test": 1}
+
+
 def test_a_class_that_is_only_tested_is_a_fault(source: Path) -> None:
     paint_classes(source / "train", {"river": 2, "forest": 2})
     paint_classes(source / "test", {"river": 1, "forest": 1, "sea": 1}, first=100)
-    assert "classes have no train image: sea" in faults_of(source)
+    assert "classes have no train image (each needs one to train on and another to test on): sea" in faults_of(source)
 
 
 def test_the_same_image_in_train_and_test_is_a_fault(source: Path) -> None:
@@ -314,7 +428,42 @@ def test_a_truncated_image_is_a_fault_with_its_path(source: Path) -> None:
     (source / "river" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     report = faults_of(source)
     assert "images cannot be read (replace or remove them)" in report
-    assert "river/cut.jpg" in report
+    assert report.count("river/cut.jpg") == 1
+
+
+def test_an_image_that_is_removed_while_it_is_looked_at_costs_the_others_nothing(source: Path) -> None:
+    paint_classes(source, {"river": 2, "forest": 2})
+    (source / "river" / "1.png").unlink()
+    samples = [Sample(source / name, 0, None) for name in ("river/0.png", "river/1.png", "x" * 300, "forest/0.png")]
+    findings = Findings()
+    digests = check_files(samples, findings)
+    assert [bool(digest) for digest in digests] == [True, False, False, True]
+    assert "river/1.png is missing" in findings.faults[0]
+    assert "cannot be opened (File name too long)" in findings.faults[0]
+
+
+def test_a_class_whose_images_cannot_be_read_is_not_said_to_lack_them(source: Path) -> None:
+    paint_classes(source, {"river": 2, "forest": 2})
+    for number in range(2):
+        (source / "river" / f"{number}.png").write_bytes(b"")
+    assert faults_of(source).startswith("data set toy has 1 fault:\n  - images cannot be read")
+
+
+def test_images_whose_transparency_was_laid_on_white_are_counted_in_a_note(source: Path) -> None:
+    paint_classes(source, {"river": 2, "forest": 2})
+    for number in range(12):
+        Image.new("RGBA", (8, 8), (0, number, 0, 100)).save(source / "river" / f"icon {number}.png")
+    (note,) = import_folder(source).about["notes"]
+    assert note.startswith("in 12 images, transparent pixels were laid on white: river/icon 0.png, river/icon 1.png")
+    assert note.endswith(" and 2 more")
+
+
+def test_16_bit_images_that_are_nearly_black_are_counted_in_a_note(source: Path) -> None:
+    paint_classes(source, {"river": 2, "forest": 2})
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(source / "river" / "ct.png")
+    (note,) = import_folder(source).about["notes"]
+    assert note.startswith("in 1 image, 16-bit pixels use less than a sixteenth of their range")
+    assert note.endswith(": river/ct.png")
 
 
 def test_many_faults_of_one_kind_are_counted_after_ten(source: Path) -> None:
@@ -322,7 +471,7 @@ def test_many_faults_of_one_kind_are_counted_after_ten(source: Path) -> None:
     for i in range(13):
         (source / "river" / f"bad {i}.png").write_bytes(b"")
     report = faults_of(source)
-    assert report.count("cannot be read (cannot identify") == 10
+    assert report.count("cannot be read (no picture in one of the formats") == 10
     assert "and 3 more" in report
 
 
@@ -347,6 +496,21 @@ def test_two_class_folders_with_the_same_words_are_a_fault(source: Path, twin: s
     assert "class names stand twice (rename one, or accept duplicate-class-names): forest floor" in report
 
 
+@pytest.mark.parametrize("sign", [*TOKENIZER_SIGNS, "<|EndOfText|>"])
+def test_a_class_name_with_a_tokenizers_own_sign_is_a_fault(source: Path, sign: str) -> None:
+    lines = [f"{label}/{number}.png,{label}" for label in ("a", "b") for number in range(2)]
+    write_csv(source, "path,label", *[line.replace(",b", f",b {sign}") for line in lines])
+    paint_classes(source, {"a": 2, "b": 2})
+    assert faults_of(source, card=CSV) == (
+        f"data set toy has 1 fault:\n  - class names hold a tokenizer's own sign (rename the class): b {sign}"
+    )
+
+
+def test_a_class_name_with_a_control_character_is_a_fault_that_can_be_printed(source: Path) -> None:
+    paint_classes(source, {"a": 2, "b": 2, "c\x01": 2})
+    assert "class names hold a character that is no text (rename the class): c\\x01" in faults_of(source)
+
+
 def test_accepted_duplicate_class_names_stay_two_labels_with_their_own_images(source: Path) -> None:
     paint_classes(source, {"crane": 4, "crane_": 4, "river": 4})
     dataset = import_folder(source, accept=["duplicate-class-names"])
@@ -355,7 +519,7 @@ def test_accepted_duplicate_class_names_stay_two_labels_with_their_own_images(so
 
 
 def test_all_faults_come_in_one_report(source: Path) -> None:
-    paint_classes(source, {"river": 4, "forest": 4, "sea": 0, "SEA": 0})
+    paint_classes(source, {"river": 4, "forest": 4, "sea": 0, "SEA": 0, "lake": 1})
     paint(source / "forest" / "copy.png", 0)
     (source / "river" / "bad.png").write_bytes(b"")
     report = faults_of(source)
@@ -363,7 +527,7 @@ def test_all_faults_come_in_one_report(source: Path) -> None:
         "class names stand twice",
         "images cannot be read",
         "the same image is in two classes",
-        "classes have no train image",
+        "classes have no image",
         "classes have no test image",
     ):
         assert report.count(f"\n  - {fault}") == 1
@@ -483,7 +647,7 @@ def test_all_faults_of_a_csv_file_come_at_once(source: Path) -> None:
     assert "subsets of list.csv other than train, val, test: tests" in report
     assert "images cannot be read (replace or remove them)" in report
     assert "b/7.png is missing" in report
-    assert "classes have no test image: a" in report
+    assert report.startswith("data set toy has 3 faults:")
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../secret.png"])
@@ -515,6 +679,134 @@ def test_a_path_that_leaves_the_folder_and_comes_back_writes_nothing_outside_the
         import_dataset(CSV, deep, source.parent / "x" / "target", test_fraction=0.5)
     new = {path for path in source.parent.rglob("*") if path.is_file()} - before
     assert [path for path in new if not path.resolve().is_relative_to(source.parent / "x" / "target")] == []
+
+
+def csv_of(folder: Path, header: str, line: str) -> Path:
+    """Two classes with four images each and a line of the list for each of them, made from {path} and {label}."""
+    paint_classes(folder, {"a": 4, "b": 4})
+    lines = [line.format(path=f"{label}/{i}.png", label=label) for label in "ab" for i in range(4)]
+    return write_csv(folder, header, *lines)
+
+
+@pytest.mark.parametrize("other", ["class", "class_name", "CLASS"])
+def test_the_documented_column_wins_wherever_it_stands_and_the_other_is_noted(source: Path, other: str) -> None:
+    dataset = import_folder(csv_of(source, f"{other},path,label", "animal,{path},{label}"), card=CSV)
+    assert dataset.class_names == ("a", "b")
+    assert dataset.about["notes"] == [f"columns of list.csv were not used: {other.lower()} (label is there)"]
+
+
+def test_a_column_that_stands_twice_is_a_sentence(source: Path) -> None:
+    csv_of(source, "path,label,Label", "{path},{label},x")
+    with pytest.raises(DatasetError, match=r"list\.csv has more than one column label: remove the others"):
+        import_folder(source, card=CSV)
+
+
+def test_a_label_with_a_comma_and_no_quotes_is_one_fault_and_never_cut(source: Path) -> None:
+    assert faults_of(csv_of(source, "path,label", "{path},salt, {label}"), card=CSV).startswith(
+        "data set toy has 1 fault:\n  - lines of list.csv have more cells than the header (put quotes around a label "
+        "with a comma): line 2, line 3"
+    )
+
+
+@pytest.mark.parametrize(("header", "line"), [("path,label", '{path},"salt, {label}"'),
+                                              ("path, label", '{path}, "salt, {label}"')])  # fmt: skip
+def test_a_label_with_a_comma_in_quotes_is_whole(source: Path, header: str, line: str) -> None:
+    assert import_folder(csv_of(source, header, line), card=CSV).class_names == ("salt, a", "salt, b")
+
+
+@pytest.mark.parametrize("header", ["path, label", " path ,label\t", "path,label,,"])
+def test_blanks_and_empty_cells_around_columns_do_not_count(source: Path, header: str) -> None:
+    assert len(import_folder(csv_of(source, header, "{path}, {label},,"), card=CSV).images) == 8
+
+
+def test_a_quote_that_never_ends_is_a_sentence_and_swallows_no_lines(source: Path) -> None:
+    write_csv(csv_of(source, "path,label", "{path},{label}"), "path,label", "a/0.png,a", 'a/1.png,"a', "b/0.png,b")
+    with pytest.raises(DatasetError, match=r"list\.csv is not a CSV file, line \d+ \(unexpected end of data\)"):
+        import_folder(source, card=CSV)
+
+
+def test_lines_are_counted_as_an_editor_counts_them(source: Path) -> None:
+    paint_classes(source, {"a": 2})
+    write_csv(source, "path,label", "", '"a/0.png","a', 'b"', "a/1.png,")
+    assert "lack a path or a label: line 5" in faults_of(source, card=CSV)
+
+
+def test_a_csv_file_without_lines_is_one_fault(source: Path) -> None:
+    report = faults_of(write_csv(source, "path,label"), card=CSV)
+    assert report == f"data set toy has 1 fault:\n  - no images are listed in: {source}/list.csv"
+
+
+@pytest.mark.parametrize("form", ["./{}", "{} ", "{root}/{}", "x/../{}"])
+def test_a_path_in_a_csv_file_may_have_any_form_that_stays_in_the_folder(source: Path, form: str) -> None:
+    csv_of(source, "path,label", f"{form.format('{path}', root=source)},{{label}}")
+    assert {image.path for image in import_folder(source, card=CSV).images} >= {"images/a/0.png", "images/b/3.png"}
+
+
+def test_separators_of_windows_are_understood_where_no_file_has_them(source: Path) -> None:
+    csv_of(source, "path,label", "{path},{label}")
+    listed = (source / "list.csv").read_text().replace("/", "\\")
+    paint(source / "a\\0.png", 50)
+    (source / "list.csv").write_text(listed)
+    found = {image.path for image in import_folder(source, card=CSV).images}
+    assert found >= {"images/a\\0.png", "images/a/1.png"}
+
+
+def test_a_path_with_a_drive_leaves_the_folder(source: Path) -> None:
+    csv_of(source, "path,label", "C:\\photos\\{path},{label}")
+    assert "paths leave the folder" in faults_of(source, card=CSV)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "a\0b.png", "x" * 300])
+def test_a_path_that_cannot_be_costs_the_others_their_verdict_nothing(source: Path, path: str) -> None:
+    csv_of(source, "path,label", "{path},{label}")
+    (source / "b" / "0.png").write_bytes(b"")
+    with (source / "list.csv").open("a") as file:
+        file.write(f"{path},a\n")
+    report = faults_of(source, card=CSV)
+    assert report.startswith("data set toy has 2 faults:")
+    assert "b/0.png cannot be read" in report
+    assert "\0" not in report
+
+
+def test_a_slice_of_an_array_is_no_image_of_a_csv_file(source: Path) -> None:
+    csv_of(source, "path,label", "{path},{label}")
+    np.save(source / "x.npy", np.zeros((2, 8, 8), np.uint8))
+    with (source / "list.csv").open("a") as file:
+        file.write("x.npy#0,a\n")
+    assert "x.npy#0 is missing" in faults_of(source, card=CSV)
+
+
+def test_a_listed_pipe_is_a_fault_and_not_waited_for(source: Path) -> None:
+    csv_of(source, "path,label", "{path},{label}")
+    (source / "a" / "0.png").unlink()
+    os.mkfifo(source / "a" / "0.png")
+    assert "a/0.png is no regular file" in faults_of(source, card=CSV)
+
+
+@pytest.mark.parametrize("card", [CSV, SPLIT, IDX], ids=lambda card: card.layout)
+def test_a_pipe_for_the_list_itself_is_a_sentence_and_not_waited_for(source: Path, card: Card) -> None:
+    source.mkdir()
+    os.mkfifo(source / (card.index or "train-images-idx3-ubyte.gz"))
+    with pytest.raises(DatasetError, match="is no regular file: "):
+        import_folder(source, card=card)
+
+
+def test_a_card_without_the_index_that_its_layout_needs_is_a_sentence(source: Path) -> None:
+    source.mkdir()
+    with pytest.raises(DatasetError, match="dataset card toy: layout csv needs index"):
+        import_folder(source, card=Card(name="toy", layout="csv"))
+
+
+@pytest.mark.parametrize(("line", "fault"), [
+    ("b/1.png,", "lack a path or a label: line 2"), ("b/1.png,b,dev", "other than train, val, test: dev"),
+    ("../0.png,b", "paths leave the folder"),
+])  # fmt: skip
+def test_a_line_that_is_not_understood_is_the_only_fault(source: Path, line: str, fault: str) -> None:
+    paint_classes(source, {"a": 2, "b": 2})
+    lines = ["a/0.png,a,test", "a/1.png,a,train", "b/0.png,b,train"]
+    report = faults_of(write_csv(source, "path,label,subset", line, *lines), card=CSV)
+    assert report.startswith("data set toy has 1 fault:")
+    assert fault in report
 
 
 # Split files of the papers
@@ -557,7 +849,7 @@ def test_gaps_in_the_labels_are_a_fault(source: Path) -> None:
     for rows in split.values():
         rows[:] = [(path, 3 * label, name) for path, label, name in rows]
     report = faults_of(write_split(source, split), card=SPLIT)
-    assert "labels of split_zhou_Toy.json have gaps: 1, 2" in report
+    assert "labels of split_zhou_Toy.json have gaps: 1 to 2" in report
 
 
 def test_an_image_that_a_split_file_lists_and_that_is_missing_is_a_fault(source: Path) -> None:
@@ -567,17 +859,66 @@ def test_an_image_that_a_split_file_lists_and_that_is_missing_is_a_fault(source:
 
 
 @pytest.mark.parametrize(
-    "split", [[], {"train": [["a.png", 0]]}, {"train": [["a.png", "zero", "a"]]}, {"train": 3}, "x"], ids=repr
-)
+    "split",
+    [
+        [], {"train": [["a.png", 0]]}, {"train": [["a.png", "zero", "a"]]}, {"train": 3}, "x", {"validation": []},
+        {"train": [["a.png", float("inf"), "a"]]}, {"train": [["a.png", True, "a"]]}, {"train": [["a.png", -1, "a"]]},
+        {"train": [[5, 0, "a"]]}, {"train": [[None, 0, "a"]]}, {"train": [["a.png", 0, None]]},
+        {"train": [["", 0, ""]]}, {"train": {"a.png": 0}}, {"\ud800": 1}, {"train": ["abc"]},
+    ],
+    ids=repr,
+)  # fmt: skip
 def test_a_json_file_that_is_no_split_file_is_a_sentence(source: Path, split: object) -> None:
     write_split(source, split)
     with pytest.raises(DatasetError, match=r"split_zhou_Toy\.json is not a split file \(.+\): expected train, val and"):
         import_folder(source, card=SPLIT)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000 + "]" * 100_000, '{"train": [], "train": []}', "[" + "9" * 5_000 + "]"],
+                         ids=["deep", "twice", "digits"])  # fmt: skip
+def test_json_that_cannot_be_a_split_file_is_a_sentence(source: Path, text: str) -> None:
+    source.mkdir()
+    (source / SPLIT.index).write_text(text)
+    with pytest.raises(DatasetError, match=r"split_zhou_Toy\.json is not a split file \([^\n]+\): expected train"):
+        import_folder(source, card=SPLIT)
+
+
+def test_a_label_of_a_thousand_million_is_a_gap_and_takes_no_memory(source: Path) -> None:
+    split = paint_split(source)
+    split["train"].append(("sea/0.png", 10**9, "sea"))
+    paint(source / "sea" / "0.png", 50)
+    report = faults_of(write_split(source, split), card=SPLIT)
+    assert report == "data set toy has 1 fault:\n  - labels of split_zhou_Toy.json have gaps: 2 to 999999999"
+
+
+@pytest.mark.parametrize("path", ["\ud800", "a\0", "x" * 300])
+def test_a_path_that_no_file_can_have_is_a_fault_that_can_be_printed(source: Path, path: str) -> None:
+    split = paint_split(source)
+    split["train"].append((path, 0, "forest"))
+    report = faults_of(write_split(source, split), card=SPLIT).encode().decode()
+    assert report.startswith("data set toy has 1 fault:")
+    assert "\0" not in report
+
+
+@pytest.mark.parametrize("name", ["y.npy#0", "x.npy#0", "x.npy#99"])
+def test_a_slice_of_an_array_is_no_image_of_a_split_file(source: Path, name: str) -> None:
+    split = paint_split(source)
+    np.save(source / "x.npy", np.zeros((2, 8, 8), np.uint8))
+    split["train"].append((name, 0, "forest"))
+    assert f"{name} is missing" in faults_of(write_split(source, split), card=SPLIT)
+
+
+def test_the_image_root_is_found_though_the_first_image_is_missing(source: Path) -> None:
+    split = paint_split(source, below="images")
+    split["train"].insert(0, ("forest/gone.png", 0, "forest"))
+    report = faults_of(write_split(source, split), card=SPLIT)
+    assert report.count("is missing") == 1
+    assert "images/forest/gone.png is missing" in report
+
+
 def test_a_split_file_that_is_missing_is_a_sentence(source: Path) -> None:
     source.mkdir()
-    with pytest.raises(DatasetError, match=r"split_zhou_Toy\.json is not a split file \(.+No such file"):
+    with pytest.raises(DatasetError, match=r"split_zhou_Toy\.json is missing: correct the card's index"):
         import_folder(source, card=SPLIT)
 
 
@@ -632,7 +973,9 @@ def test_idx_files_of_unequal_length_are_a_fault(source: Path) -> None:
 
 def test_a_class_without_idx_images_is_a_fault(source: Path) -> None:
     write_idx_files(source, {"train": [0, 1], "t10k": [0, 0]})
-    assert "classes have no test image: ankle boot" in faults_of(source, card=IDX)
+    assert "classes have no test image (each needs one to train on and another to test on): ankle boot" in faults_of(
+        source, card=IDX
+    )
 
 
 def test_the_same_idx_slice_in_two_classes_is_a_fault(source: Path) -> None:
