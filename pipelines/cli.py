@@ -34,25 +34,26 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes to show an image.")] = 1,
     classes: Annotated[str, typer.Option(help="Other class names, comma-separated; shared context only.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images through the image tower together.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Images through the image tower together.")] = 32,
 ) -> None:
     """Say what is on images: labels and probabilities."""
     from pipelines import predicting
     from pipelines.settings import choose_device, load_settings
 
     settings = load_settings()
-    files = predicting.image_files([Path(image) for image in images])
+    found = predicting.image_files(images)
+    if note := found.note():
+        typer.echo(note, err=True)
     class_names = predicting.parse_classes(classes)
     predictor = predicting.load_predictor(model, settings, class_names=class_names, device=choose_device(settings))
-    unreadable = 0
-    for file, answer in predicting.answers(predictor, files, top=top, batch_size=batch_size):
+    unreadable, total = 0, len(found.files)
+    for file, answer in predicting.answers(predictor, found.files, top=top, batch_size=batch_size):
         unreadable += isinstance(answer, str)
-        line = predicting.as_json(file, answer) if as_json else predicting.as_line(file, answer)
-        typer.echo(line.encode("utf-8", "backslashreplace").decode())  # a file's name need not be text
+        typer.echo(predicting.as_json(file, answer) if as_json else predicting.as_line(file, answer))
     if unreadable:
         from coop_core.errors import DatasetError
 
-        raise DatasetError(f"{unreadable} of {len(files)} images could not be read; the others are answered above")
+        raise DatasetError(f"{unreadable} of {total} images could not be read; the others are answered above")
 
 
 @app.command()
@@ -174,19 +175,18 @@ def ui(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="On loopback; else COOP_MLFLOW_PORT.")] = None,
 ) -> None:
     """Open MLflow's pages on the tracking database, on loopback, until Ctrl-C."""
-    import os
-    import sys
-
     from coop_core.errors import ServiceError
+    from pipelines import services
+    from pipelines.environment import LOGIN
     from pipelines.settings import load_settings
 
     settings = load_settings()
     if settings.tracking_uri.startswith("http"):
         raise ServiceError(f"the runs are on a server already: open {settings.tracking_uri} in a browser")
     port = port or settings.mlflow_port
-    typer.echo(f"MLflow on http://127.0.0.1:{port}/#/experiments (ready in about 20 seconds; Ctrl-C ends it)")
-    place = ["--backend-store-uri", settings.tracking_uri, "--host", "127.0.0.1", "--port", str(port)]
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *place])
+    typer.echo(f"MLflow on http://127.0.0.1:{port}/#/experiments (ready in about 20 seconds; Ctrl-C ends it)\n"
+               f"login: NAME:PASSWORD in {settings.services_folder / LOGIN}")  # fmt: skip
+    services.show_pages(settings, port)
 
 
 @app.command()

@@ -1,41 +1,98 @@
 """Answering on the command line: files and an artefact or registered version -> lines of labels."""
 
 import json
+import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
-from coop_core.errors import ArtifactError, CoopError, DatasetError
-from coop_core.images import SUFFIXES, read_image
+from coop_core.errors import ArtifactError, DatasetError
+from coop_core.images import SUFFIXES, is_picture, is_slice
 from coop_core.predictor import Prediction, Predictor
 from pipelines.settings import Settings
 
 Answer = Prediction | str
 """A prediction, or why there is none."""
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SHOWN = 3
+"""Examples of what is left out."""
+_ON_ONE_LINE = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
-def image_files(places: Sequence[Path]) -> list[Path]:
-    """Files as given, folders as the images below them.
+@dataclass
+class Found:
+    files: list[Path] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Why -> what, in folders that were asked for."""
+
+    def leave_out(self, why: str, path: str) -> None:
+        self.left_out.setdefault(why, []).append(path)
+
+    def note(self) -> str:
+        """One line that counts what was left out, with examples; empty when that is nothing."""
+        counts = []
+        for why, paths in self.left_out.items():
+            more = ", ..." if len(paths) > _SHOWN else ""
+            counts.append(f"{len(paths)} {why} ({', '.join(sorted(paths)[:_SHOWN])}{more})")
+        return printable(f"left out: {'; '.join(counts)}") if counts else ""
+
+
+def image_files(places: Sequence[str]) -> Found:
+    """Files as given, folders as the pictures below them, whatever these are called.
 
     Raises
     ------
     DatasetError
-        When a place does not exist or a folder holds no image; all of them at once.
+        When a place is an address or does not exist, or a folder holds no image; all of a kind at once.
     """
-    found: list[Path] = []
-    missing = [str(place) for place in places if not place.exists()]
+    if addresses := [place for place in places if _ADDRESS.match(place)]:
+        raise DatasetError(printable(f"files are wanted, not addresses: {', '.join(addresses)} (download first, for "
+                                     "instance with `curl -O`, and give the path)"))  # fmt: skip
+    found = Found()
+    missing = []
     for place in places:
-        if place.is_dir():
-            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            missing += [] if inside else [f"{place} (a folder without images)"]
-            found += inside
+        if os.path.isdir(place):
+            before = len(found.files)
+            _search(place, found)
+            if len(found.files) == before:
+                missing.append(f"{place} (a folder without images)")
+        elif os.path.exists(place) or is_slice(Path(place)):  # os.path: a name too long is missing, not an error
+            found.files.append(Path(place))
         else:
-            found.append(place)
+            missing.append(place)
     if missing:
-        raise DatasetError(f"nothing to predict at: {', '.join(missing)}")
+        note = found.note()
+        raise DatasetError(printable(f"nothing to predict at: {', '.join(missing)}") + (f"; {note}" if note else ""))
     return found
+
+
+def printable(text: str) -> str:
+    """On one line, with backslashes where a file's name is no text."""
+    return text.translate(_ON_ONE_LINE).encode("utf-8", "backslashreplace").decode()
+
+
+def _search(folder: str, found: Found) -> None:
+    """Add the pictures below a folder in the order of their paths."""
+    files = []
+    unreadable = "folders that cannot be read"
+    for parent, folders, names in os.walk(folder, onerror=lambda error: found.leave_out(unreadable, error.filename)):
+        for name in [*folders, *names]:
+            path = os.path.join(parent, name)
+            if name.startswith("."):
+                found.leave_out("hidden", path)
+            elif name in folders:
+                if os.path.islink(path):
+                    found.leave_out("links to folders", path)
+            elif not os.path.isfile(path):
+                found.leave_out("dead links, pipes or devices", path)
+            elif Path(name).suffix.lower() in SUFFIXES or is_picture(Path(path)):
+                files.append(Path(path))
+            else:
+                found.leave_out("in no format that is read", path)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    found.files += sorted(files)
 
 
 def parse_classes(text: str) -> list[str] | None:
@@ -56,40 +113,32 @@ def load_predictor(model: str, settings: Settings, *, class_names: list[str] | N
 
 def find_artifact(model: str, settings: Settings, workspace: Path) -> Path:
     """A folder as it is; a registry reference downloaded into `workspace`."""
-    if (Path(model) / "card.json").exists():
+    if os.path.exists(os.path.join(model, "card.json")):
         return Path(model)
     if "@" in model or model.startswith("models:/") or (model.count("/") == 1 and model.rsplit("/", 1)[1].isdigit()):
         from pipelines.tracking import fetch_prompt
 
         return fetch_prompt(model, settings, workspace)
     raise ArtifactError(
-        f"no learned prompt at {model}: run `dvc repro`, or give --model a folder, NAME@ALIAS or NAME/VERSION"
+        f"no learned prompt at {printable(model)}: run `dvc repro` or wait until it has ended, or give --model a "
+        f"folder or a registered version such as {settings.registered_model}@candidate or {settings.registered_model}/1"
     )
 
 
 def answers(
     predictor: Predictor, files: Sequence[Path], *, top: int, batch_size: int
 ) -> Iterator[tuple[Path, Answer]]:
-    """In the order given; an image that cannot be read gets its reason and stops nobody."""
-    for start in range(0, len(files), batch_size):
-        batch = files[start : start + batch_size]
-        decoded: list[Image.Image | str] = []
-        for file in batch:
-            try:
-                decoded.append(read_image(file))
-            except CoopError as error:
-                decoded.append(str(error))
-        images = [image for image in decoded if not isinstance(image, str)]
-        found = iter(predictor.predict(images, top=top) if images else [])
-        for file, image in zip(batch, decoded, strict=True):
-            yield file, image if isinstance(image, str) else next(found)
+    """In the order given; an image that cannot be read gets its reason, which leaves its path to the caller."""
+    for file, answer in zip(files, predictor.answers(files, top=top, batch_size=batch_size), strict=True):
+        yield file, answer if isinstance(answer, Prediction) else printable(str(answer).removeprefix(f"image {file} "))
 
 
 def as_line(file: Path, answer: Answer) -> str:
+    name = printable(str(file))
     if isinstance(answer, str):
-        return f"{file}\t-\t{answer}"
+        return f"{name}\t-\t{answer}"
     ranked = zip(answer.labels, answer.probabilities, strict=True)
-    return f"{file}\t" + "\t".join(f"{label} {100 * probability:.1f} %" for label, probability in ranked)
+    return f"{name}\t" + "\t".join(f"{label} {100 * probability:.1f} %" for label, probability in ranked)
 
 
 def as_json(file: Path, answer: Answer) -> str:

@@ -5,15 +5,15 @@ the product; and it wants `set_model` to be called on the way.
 """
 
 import base64
-import binascii
-import io
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
-from PIL import Image
 
 
 class PromptModel(PythonModel):
@@ -27,35 +27,58 @@ class PromptModel(PythonModel):
         """Column `image` (base64 of a file, n rows) -> label, probability, labels, probabilities, error.
 
         A row that is no image gets its reason in `error` and leaves the others alone.
+
+        Raises
+        ------
+        MlflowException
+            For a `top` below 0; 0 asks for all classes.
         """
-        top = int((params or {}).get("top", 0)) or None
-        decoded = [_decode(text) for text in model_input["image"]]
-        images = [image for image in decoded if isinstance(image, Image.Image)]
-        answers = iter(self.predictor.predict(images, top=top) if images else [])
-        return pd.DataFrame([_row(image, answers) for image in decoded], columns=_COLUMNS)
+        top = int((params or {}).get("top", 0))
+        if top < 0:
+            raise MlflowException.invalid_parameter_value(
+                f"top is {top}, but counts the classes to answer with: give 1 or more, or 0 for all"
+            )
+        images = model_input["image"]
+        if len(images) == 1 and isinstance(images.iloc[0], list):
+            images = pd.Series(images.iloc[0], dtype=object)                      # how {"image": [...]} arrives
+        files = [_file_bytes(value) for value in images]
+        answers = self.predictor.answers([file for file in files if isinstance(file, bytes)], top=top or None)
+        rows = [_row(next(answers) if isinstance(file, bytes) else file) for file in files]
+        return pd.DataFrame(rows, columns=_COLUMNS, index=images.index)
 
 
 _COLUMNS = ["label", "probability", "labels", "probabilities", "error"]
+_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
-def _row(image: Any, answers: Any) -> list[Any]:
-    if not isinstance(image, Image.Image):
-        return ["", 0.0, [], [], image]
-    answer = next(answers)
+def _row(answer: Any) -> list[Any]:
+    """A prediction, or why there is none."""
+    if isinstance(answer, str | Exception):
+        return ["", 0.0, [], [], str(answer)]
     return [answer.labels[0], answer.probabilities[0], list(answer.labels), list(answer.probabilities), ""]
 
 
-def _decode(text: str) -> Image.Image | str:
-    """The image, or a sentence saying why there is none."""
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as image:
-            from coop_core.images import to_rgb
+def _file_bytes(value: Any) -> bytes | str:
+    """What a row holds as a file's bytes, or a sentence saying why not.
 
-            return to_rgb(image).image
-    except (binascii.Error, TypeError, AttributeError):
-        return "image is not base64 text"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return "image is not a readable picture"
+    Base64 may be wrapped in lines, URL-safe, unpadded, or behind `data:image/png;base64,`.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "the image is missing"
+    if not isinstance(value, str | bytes):
+        return f"the image is a {type(value).__name__}, not base64 text"
+    if not value:
+        return "the image is empty"
+    if isinstance(value, bytes):
+        if not value.isascii():
+            return value                                                          # the file itself
+        value = value.decode("ascii")
+    text = "".join(_DATA_URL.sub("", value, count=1).split()).translate(_URL_SAFE).rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        return "the image is not base64 text: send the file's bytes in base64, not its path or address"
 
 
 set_model(PromptModel())

@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
-from toy_images import paint
+from toy_images import paint, toy_image
 from toy_split import toy_split
 
-from coop_core.artifact import make_card, write_artifact
+from coop_core.artifact import make_card, write_artifact, write_card
+from coop_core.files import write_array, write_json
 from coop_core.methods import coop as method
 from pipelines import cli
 
@@ -238,7 +240,12 @@ def test_an_unreadable_image_stops_no_other_and_counts_in_the_end(coop):
 
     assert said.sentence == "2 of 4 images could not be read; the others are answered above"
     assert [line.split("\t")[1] == "-" for line in said.lines] == [False, True, True, False]
-    assert "image broken.png cannot be read" in said.lines[1]
+    assert said.lines[1].startswith("broken.png\t-\tcannot be read (")
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_an_error_names_its_image_once(coop, as_json):
+    assert coop("predict", "broken.png", *as_json).lines[0].count("broken.png") == 1
 
 
 def test_an_unreadable_image_is_an_object_of_its_own_in_json(coop):
@@ -264,6 +271,119 @@ def test_an_image_whose_name_is_no_text_is_answered(coop, project):
     assert (said.status, len(said.lines)) == (0, 3)
 
 
+def test_json_brings_back_a_name_that_is_no_text(coop, project):
+    odd = os.fsencode(project) + b"/\xff.png"
+    os.rename(project / "images/a.png", odd)
+
+    assert os.fsencode(coop("predict", os.fsdecode(odd), "--json").answers[0]["image"]) == odd
+
+
+def test_a_missing_image_whose_name_is_no_text_is_a_sentence(coop):
+    assert "nothing to predict at: " in coop("predict", os.fsdecode(b"\xff.png")).sentence
+
+
+def test_an_image_whose_name_has_line_breaks_is_one_line(coop, project):
+    os.rename(project / "images/a.png", project / "images/a\nb\tc.png")
+
+    said = coop("predict", "images/a\nb\tc.png")
+
+    assert said.lines[0].split("\t")[0] == r"images/a\nb\tc.png"
+    assert len(said.lines) == 1
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.png", "file:///tmp/a.png", "s3://bucket/a.png"])
+def test_an_address_is_a_sentence_that_says_to_download_it_first(coop, address):
+    assert coop("predict", "images", address).sentence == (
+        f"files are wanted, not addresses: {address} (download first, for instance with `curl -O`, and give the path)"
+    )
+
+
+def test_a_name_too_long_for_a_file_is_missing(coop):
+    assert coop("predict", 300 * "a", "-m", 300 * "b").sentence == f"nothing to predict at: {300 * 'a'}"
+
+
+def test_a_model_whose_name_is_too_long_is_a_sentence(coop):
+    assert coop("predict", "images/a.png", "-m", 300 * "b").sentence.startswith(f"no learned prompt at {300 * 'b'}: ")
+
+
+def test_a_folder_answers_pictures_by_their_content_and_names_what_it_leaves_out(coop, project):
+    for name in ("a.avif", "no-suffix"):
+        toy_image(5, size=(40, 30)).save(project / "images" / name, format="AVIF")
+    for name in ("one.heic", "two.jp2"):
+        (project / "images" / name).write_bytes(b"\0\0\0\x18ftypheic")
+
+    said = coop("predict", "images")
+
+    assert [line.split("\t")[0] for line in said.lines] == [
+        "images/a.avif", "images/a.png", "images/b.png", "images/deeper/c.JPG", "images/no-suffix"
+    ]  # fmt: skip
+    assert said.err == "left out: 3 in no format that is read (images/notes.txt, images/one.heic, images/two.jp2)\n"
+
+
+def test_a_folder_leaves_out_what_is_hidden_and_says_so(coop, project):
+    (project / "images/notes.txt").unlink()
+    paint(project / "images/.hidden.png", 7)
+    paint(project / "images/.folder/a.png", 8)
+
+    said = coop("predict", "images")
+
+    assert (said.status, len(said.lines)) == (0, 3)
+    assert said.err == "left out: 2 hidden (images/.folder, images/.hidden.png)\n"
+
+
+def test_a_folder_names_what_is_no_file_and_does_not_wait_for_it(coop, project):
+    (project / "images/notes.txt").unlink()
+    os.mkfifo(project / "images/pipe.png")
+    (project / "images/dead.png").symlink_to("nowhere")
+    (project / "images/link").symlink_to("deeper")
+
+    said = coop("predict", "images")
+
+    assert (said.status, len(said.lines)) == (0, 3)
+    assert said.err == ("left out: 1 links to folders (images/link); "
+                        "2 dead links, pipes or devices (images/dead.png, images/pipe.png)\n")  # fmt: skip
+
+
+def test_what_is_left_out_of_many_is_counted_with_three_examples(coop, project):
+    for number in range(5):
+        (project / f"images/{number}.txt").write_text("no image")
+
+    assert coop("predict", "images").err == (
+        "left out: 6 in no format that is read (images/0.txt, images/1.txt, images/2.txt, ...)\n"
+    )
+
+
+def test_a_hidden_image_that_is_asked_for_by_name_is_answered(coop, project):
+    paint(project / "images/.hidden.png", 7)
+
+    said = coop("predict", "images/.hidden.png")
+
+    assert (said.status, said.err, len(said.lines)) == (0, "", 1)
+
+
+def test_a_named_pipe_is_refused_and_the_others_are_answered(coop, project):
+    os.mkfifo(project / "pipe.png")
+
+    said = coop("predict", "pipe.png", "images/a.png")
+
+    assert said.lines[0] == "pipe.png\t-\tis no regular file"
+    assert said.sentence == "1 of 2 images could not be read; the others are answered above"
+
+
+def test_a_slice_of_an_array_is_answered_like_a_file(coop, project):
+    write_array(project / "x.npy", np.zeros((2, 30, 40), np.uint8))
+
+    assert (coop("predict", "x.npy#1").status, coop("predict", "x.npy#7").status) == (0, 2)
+    assert coop("predict", "y.npy#0").sentence == "nothing to predict at: y.npy#0"
+
+
+def test_a_batch_larger_than_memory_is_refused(coop):
+    said = coop("predict", "images/a.png", "--batch-size", "1000000000")
+
+    assert said.status == 2
+    assert "less than or equal to 1024" in said.err
+
+
 def test_a_process_of_its_own_answers_on_stdout_and_complains_on_stderr(project):
     command = [sys.executable, "-m", "pipelines.cli", "predict", "images/a.png", "broken.png"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -276,7 +396,8 @@ def test_a_process_of_its_own_answers_on_stdout_and_complains_on_stderr(project)
 @pytest.mark.parametrize("model", ["nowhere", "images", "images/a.png"])
 def test_a_model_that_is_not_there_is_a_sentence_with_the_ways_to_name_one(coop, command, model):
     assert coop(*command, "--model", model).sentence == (
-        f"no learned prompt at {model}: run `dvc repro`, or give --model a folder, NAME@ALIAS or NAME/VERSION"
+        f"no learned prompt at {model}: run `dvc repro` or wait until it has ended, or give --model a folder or a "
+        "registered version such as coop-prompt@candidate or coop-prompt/1"
     )
 
 
@@ -291,7 +412,11 @@ def edit_card(folder: Path, **changes: Any) -> None:
     backbone = changes.pop("backbone_part", None)
     if backbone is not None:
         changes["backbone"] = {key: value for key, value in (card["backbone"] | backbone).items() if value is not None}
-    (folder / "card.json").write_text(json.dumps({**card, **changes}))
+    card |= changes
+    if isinstance(card["digests"], dict):
+        write_card(folder, card)                                                  # its own digest is right
+    else:
+        write_json(folder / "card.json", card)
 
 
 def cut(path: Path) -> None:
@@ -300,8 +425,8 @@ def cut(path: Path) -> None:
 
 DAMAGES = {
     "no JSON": (lambda f: (f / "card.json").write_text("{"), r"card\.json is not readable JSON"),
-    "a list": (lambda f: (f / "card.json").write_text("[]"), r"card\.json is not a card of schema 1"),
-    "another schema": (lambda f: edit_card(f, schema=99), r"card\.json is not a card of schema 1"),
+    "a list": (lambda f: (f / "card.json").write_text("[]"), r"card\.json is not a card of schema 2"),
+    "another schema": (lambda f: edit_card(f, schema=99), r"card\.json is not a card of schema 2"),
     "no class names": (lambda f: edit_card(f, class_names=[]), r"card\.json is not whole \(class_names"),
     "a class name less": (lambda f: edit_card(f, class_names=["a", "b"]), "class names differ in number"),
     "class names as a number": (lambda f: edit_card(f, class_names=3), "class"),
