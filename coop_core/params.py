@@ -307,7 +307,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         With every fault of the file in one message.
     """
     try:
-        tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: run in the project's folder, or restore it with git") from None
     except RecursionError:

@@ -20,7 +20,7 @@ from pipelines.environment import quiet_libraries
 FAULT = 2
 """Exit status of anything the user can mend."""
 
-_FIRST_SECONDS = 3
+_FIRST_SECONDS = 5
 """Of a job, before its length is guessed."""
 _LONG_SECONDS = 60
 """A job that takes longer is announced."""
