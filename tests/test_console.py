@@ -180,8 +180,8 @@ def test_what_an_earlier_attempt_did_is_no_speed():
 def test_outside_a_terminal_a_line_now_and_then_says_how_far_it_is():
     steps = [(float(second), 1 + second // 4) for second in range(100)]
     assert heard(steps) == [
-        "coop, 16 shots: about 7 minutes",
-        "coop, 16 shots: 9 of 100, about 6 minutes left",
+        "coop, 16 shots: about 8 minutes",
+        "coop, 16 shots: 9 of 100, about 7 minutes left",
         "coop, 16 shots: 17 of 100, about 6 minutes left",
         "coop, 16 shots: 24 of 100, about 5 minutes left",
     ]

@@ -302,13 +302,11 @@ def test_the_probabilities_of_the_candidate_sum_to_1(served):
 
 
 def test_a_row_that_is_no_image_gets_its_reason_and_leaves_the_others_alone(served):
-    assert [answer["error"] for answer in served["answers"]] == [
-        "",
-        "image is not a readable picture",
-        "image is not base64 text",
-        "image is not a readable picture",
-        "",
-    ]
+    errors = [answer["error"] for answer in served["answers"]]
+
+    assert (errors[0], errors[3], errors[4]) == ("", "the image is empty", "")
+    assert errors[1].startswith("the image cannot be read (no picture in one of the formats JPEG, PNG")
+    assert errors[2].startswith("the image is not base64 text: send the file's bytes in base64")
 
 
 def test_a_request_for_the_best_class_alone_gets_one(served):
