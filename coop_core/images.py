@@ -1,8 +1,9 @@
 """Images: a file, bytes, an array or a picture in memory -> the pixels a backbone expects, as tested or augmented.
 
 What is opened is bounded before a pixel is decoded: the format, the number of pixels, their aspect, and how many
-pixels all threads hold at once. Sixteen threads that read the largest images allowed at once hold 0.62 GB for RGB and
-16-bit PNG, 0.74 GB for RGBA PNG and 0.90 GB for progressive JPEG (`benchmarks/image_memory.py`).
+pixels all threads hold at once. Sixteen threads that each read the largest image allowed hold 0.56 GB at most for
+16-bit PNG, 0.62 for RGB PNG, 0.74 for RGBA PNG, 0.90 for progressive JPEG and 1.45 for WebP, whose decoder keeps
+frames of its own (`benchmarks/image_memory.py`).
 """
 
 import functools
@@ -163,7 +164,10 @@ def _from_16_bits(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     def convert(stripe: Image.Image) -> Image.Image:
         wide = np.asarray(stripe)
         ranges.append((int(wide.min()), int(wide.max())))
-        return Image.fromarray(np.where(wide == clear, 255, wide // 257).astype(np.uint8)).convert("RGB")
+        narrow = (wide // 257).astype(np.uint8)
+        if clear is not None:
+            narrow[wide == clear] = 255
+        return Image.fromarray(narrow).convert("RGB")
 
     found = _by_stripes(image, convert)
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
