@@ -95,6 +95,10 @@ def request(
 
 def ask(running: Running, path: str, body: dict | None = None):
     """Prefect's answer to whoever has the login."""
-    status, _, content = request(f"{running.prefect}/{path}", body, login=running.login)
+    for _ in range(20):  # 503 while the database is busy; Prefect's own client asks again, too
+        status, _, content = request(f"{running.prefect}/{path}", body, login=running.login)
+        if status != 503:
+            break
+        time.sleep(1)
     assert status < 300, content
     return json.loads(content) if content else None
