@@ -20,6 +20,7 @@ from coop_core import baselines
 from coop_core.backbone import Backbone
 from coop_core.catalog import read_source
 from coop_core.dataset import Dataset
+from coop_core.evaluation import evaluate
 from coop_core.features import extract_features, normalised
 from coop_core.files import read_array, write_json
 from coop_core.importers import import_dataset
@@ -94,7 +95,7 @@ def run(dataset: Dataset, params: Params, backbone: Backbone, seed: int, *, stor
         ).classifier,
     }  # fmt: skip
     test = torch.from_numpy(features["test"][:, 0])
-    found = {name: classifier.logits(test).argmax(1).numpy() for name, classifier in classifiers.items()}
+    found = {name: classifier.probabilities(test).numpy() for name, classifier in classifiers.items()}  # (n, c)
     learner = load_method(params.method.name).build(
         params.method, backbone=backbone, class_names=split.class_names,
         generator=generator_for(seed, "context"), engine=params.engine.engine(),
@@ -107,15 +108,17 @@ def run(dataset: Dataset, params: Params, backbone: Backbone, seed: int, *, stor
         val_labels=torch.tensor(labels["val"], device=device),
     )  # fmt: skip
     with torch.no_grad():
-        found[params.method.name] = learner(normalised(features["test"][:, 0], device=device)).argmax(1).cpu().numpy()
-    return [
-        {
-            "classifier": name,
-            "accuracy": float((predicted == labels["test"]).mean()),
-            "val_accuracy": curve[-1].val_accuracy if name == params.method.name else None,
-        }
-        for name, predicted in found.items()
-    ]
+        logits = learner(normalised(features["test"][:, 0], device=device))
+        found[params.method.name] = logits.softmax(dim=-1).cpu().numpy()
+    rows = []
+    for name, probabilities in found.items():
+        judged = evaluate(
+            probabilities, labels["test"], split.class_names, calibration_bins=params.evaluate.calibration_bins
+        )
+        val_accuracy = curve[-1].val_accuracy if name == params.method.name else None
+        rows.append({"classifier": name, "accuracy": judged.accuracy, "calibration_error": judged.calibration_error,
+                     "val_accuracy": val_accuracy})  # fmt: skip
+    return rows
 
 
 def show(name: str, rows: list[dict[str, Any]]) -> None:
@@ -123,16 +126,21 @@ def show(name: str, rows: list[dict[str, Any]]) -> None:
     seeds = sorted({row["seed"] for row in rows})
     table = Table(title=f"{name}, top-1 on the test images, seeds {seeds}")
     table.add_column("classifier")
-    for column in (*(f"seed {seed}" for seed in seeds), "mean", "spread", "against zero-shot"):
+    for column in (*(f"seed {seed}" for seed in seeds), "mean", "spread", "against zero-shot", "mean ECE"):
         table.add_column(column, justify="right")
     by_name: dict[str, list[float]] = {}
+    calibration: dict[str, list[float]] = {}
     for row in rows:
         by_name.setdefault(row["classifier"], []).append(row["accuracy"])
+        calibration.setdefault(row["classifier"], []).append(row["calibration_error"])
     reference = statistics.mean(by_name["zero-shot"])
     for classifier, values in by_name.items():
         mean = statistics.mean(values)
         spread = f"{statistics.stdev(values):.3f}" if len(values) > 1 else "-"
-        table.add_row(classifier, *(f"{v:.3f}" for v in values), f"{mean:.3f}", spread, f"{mean - reference:+.3f}")
+        error = statistics.mean(calibration[classifier])
+        table.add_row(
+            classifier, *(f"{v:.3f}" for v in values), f"{mean:.3f}", spread, f"{mean - reference:+.3f}", f"{error:.3f}"
+        )
     Console().print(table)
     val = [row["val_accuracy"] for row in rows if row["val_accuracy"] is not None]
     Console().print(f"validation accuracy of the learned prompt: {statistics.mean(val):.3f}")

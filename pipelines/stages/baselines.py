@@ -25,13 +25,15 @@ def main() -> None:
     probes = {}
     for shots in [params.split.shots, *params.split.curve_shots]:
         images = split.shots_subset(shots)
-        probe = baselines.linear_probe(
-            np.asarray(train[: len(images), 0]),
-            np.array([image.label for image in images]),
-            np.asarray(val[:, 0]),
-            np.array([image.label for image in split.val]),
-            steps=params.baselines.linear_probe_steps,
-        )
+        with console.progress(f"linear probe of {shots} images a class") as update:
+            probe = baselines.linear_probe(
+                np.asarray(train[: len(images), 0]),
+                np.array([image.label for image in images]),
+                np.asarray(val[:, 0]),
+                np.array([image.label for image in split.val]),
+                steps=params.baselines.linear_probe_steps,
+                progress=update,
+            )
         tensors |= probe.classifier.tensors(f"linear probe {shots}")
         probes[str(shots)] = {"regularisation": probe.regularisation, "val_accuracy": probe.val_accuracy}
     write_tensors(paths.BASELINES / "classifiers.safetensors", tensors)
