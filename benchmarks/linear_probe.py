@@ -1,9 +1,9 @@
 """The linear probe's search: synthetic features with class structure -> seconds, C and accuracies.
 
     python benchmarks/linear_probe.py --classes 10 --width 1280
-    OMP_NUM_THREADS=1 python benchmarks/linear_probe.py --classes 1000 --width 512
+    python benchmarks/linear_probe.py --classes 1000 --width 512
 
-On busy cores one thread is faster than several.
+On busy cores one thread is faster than several: OMP_NUM_THREADS=1.
 """
 
 import argparse
