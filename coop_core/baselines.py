@@ -72,8 +72,9 @@ def linear_probe(
 
     C is searched on the validation images: a coarse grid, then `steps` comparisons of the ends of the log interval
     around its best, which halves each time; the best of all counts. Best is the highest accuracy. Of equals the
-    lowest log loss wins, and this alone differs from the published rule, which takes the smaller C: few images leave
-    many ties, and probabilities that are far too sure or unsure among them. Without validation images C is 1.
+    lowest log loss wins, and this alone differs from the published rule, which takes the largest C of the grid and
+    the smaller of two ends: few images leave many ties, and probabilities that are far too sure or unsure among them.
+    Without validation images C is 1.
     The test images are never asked. `progress` gets the number of fits done and of all.
     """
     path = LogisticPath(train_features, train_labels)
