@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 SCHEMA = 2
 _READABLE = (1, 2)
 """Cards of schema 1 do not carry a digest of themselves."""
-_LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "numpy", "scikit-learn")
+_LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "numpy", "scipy")
 
 
 class _TransformFields(BaseModel):

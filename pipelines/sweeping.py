@@ -165,7 +165,7 @@ def _run_trials(
     while choices := next_choices(params, judged):
         by_key: dict[str, Trial] = {}
         for trial in trials(params, choices):
-            images, weights = _digest(trial, digests, settings), digest_path(Path(trial.params.backbone.files))
+            images, weights = _digest(trial, digests, settings), _weights_digest(trial, digests)
             by_key[trial.key(dataset_digest=images, weights_digest=weights, code=code)] = trial
         standing.planned += len(by_key)
         for key, found in finished_trials(settings, code=code).items():
@@ -212,6 +212,14 @@ def _digest(trial: Trial, known: dict[str, str], settings: Settings) -> str:
     if key not in known:
         known[key] = cached_dataset(dataset, settings).digest
     return known[key]
+
+
+def _weights_digest(trial: Trial, known: dict[str, str]) -> str:
+    """The content of `backbone.files` as it is now; each is looked at once, for a checkpoint may be large."""
+    files = trial.params.backbone.files
+    if files not in known:
+        known[files] = digest_path(Path(files))
+    return known[files]
 
 
 def _listener(

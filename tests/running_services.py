@@ -93,6 +93,17 @@ def request(
             return error.code, dict(error.headers), error.read()
 
 
+def wait_for_run(running: Running, run_id: str) -> None:
+    """Until a flow run is completed; one that ends otherwise fails the test with what it said."""
+
+    def ended() -> bool:
+        state = ask(running, f"flow_runs/{run_id}")["state"]
+        assert state["type"] not in ("FAILED", "CRASHED", "CANCELLED"), state["message"]
+        return state["type"] == "COMPLETED"
+
+    wait_until(ended, 60)
+
+
 def ask(running: Running, path: str, body: dict | None = None):
     """Prefect's answer to whoever has the login."""
     for _ in range(20):  # 503 while the database is busy; Prefect's own client asks again, too

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from running_services import ROOT, Running, ask, brought_up, free_port, request, wait_until
+from running_services import ROOT, Running, ask, brought_up, free_port, request, wait_for_run, wait_until
 
 from coop_core.errors import ServiceError
 from pipelines import services, supervision
@@ -405,12 +405,7 @@ def test_a_run_of_ours_goes_through_with_the_login(running):
     (deployment,) = ask(running, "deployments/filter", {"deployments": {"name": {"any_": ["reconcile"]}}})
     run = ask(running, f"deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})
 
-    def ended() -> bool:
-        state = ask(running, f"flow_runs/{run['id']}")["state"]
-        assert state["type"] not in ("FAILED", "CRASHED", "CANCELLED"), state["message"]
-        return state["type"] == "COMPLETED"
-
-    wait_until(ended, 60)
+    wait_for_run(running, run["id"])
 
 
 @pytest.mark.slow

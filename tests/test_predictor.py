@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from toy_images import paint, toy_image
-from toy_split import toy_split
+from toy_prompt import write_prompt
 
-from coop_core.artifact import make_card, read_artifact, write_artifact
+from coop_core.artifact import read_artifact
 from coop_core.errors import DatasetError
-from coop_core.methods import coop
 from coop_core.predictor import Prediction, Predictor
 
 NAMES = ("cat", "sea lake", "river")
@@ -23,15 +21,7 @@ NAMES = ("cat", "sea lake", "river")
 @pytest.fixture(scope="module")
 def predictor(backbone, tmp_path_factory) -> Predictor:
     """Of an untrained prompt on a tiny backbone."""
-    folder = tmp_path_factory.mktemp("prompt")
-    params = coop.Params(n_context=3)
-    learner = coop.build(params, backbone=backbone, class_names=NAMES, generator=torch.Generator().manual_seed(0))
-    card = make_card(
-        learner=learner, method=params, backbone=backbone, split=toy_split(NAMES), shots=1, params={"seed": 7},
-        curve=[], code_revision="abc123",
-    )  # fmt: skip
-    write_artifact(folder, learner, card, logit_scale=backbone.logit_scale)
-    return Predictor(read_artifact(folder), backbone)
+    return Predictor(read_artifact(write_prompt(tmp_path_factory.mktemp("prompt"), backbone, NAMES)), backbone)
 
 
 @pytest.fixture

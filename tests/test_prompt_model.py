@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import EpsImagePlugin, Image
 from toy_images import toy_image
-from toy_split import toy_split
+from toy_prompt import write_prompt
 
-from coop_core.artifact import make_card, write_artifact
-from coop_core.methods import coop
 from pipelines import tracking
 
 # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.
@@ -45,13 +42,7 @@ def model(backbone, tmp_path_factory) -> Iterator[Any]:
     before = dict(os.environ)
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_LOGGING_LEVEL="ERROR")
     folder = tmp_path_factory.mktemp("served")
-    params = coop.Params(n_context=3)
-    learner = coop.build(params, backbone=backbone, class_names=NAMES, generator=torch.Generator().manual_seed(0))
-    card = make_card(
-        learner=learner, method=params, backbone=backbone, split=toy_split(NAMES), shots=1, params={"seed": 7},
-        curve=[], code_revision="abc123",
-    )  # fmt: skip
-    write_artifact(folder / "prompt", learner, card, logit_scale=backbone.logit_scale)
+    write_prompt(folder / "prompt", backbone, NAMES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow.pyfunc

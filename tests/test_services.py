@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from running_services import ROOT, Running, ask, brought_up, free_port, wait_until
+from running_services import ROOT, Running, ask, brought_up, free_port, wait_for_run, wait_until
 
 from coop_core.errors import ServiceError
 from pipelines import services, supervision
@@ -290,12 +290,7 @@ def test_a_deployment_runs_on_its_worker(running):
     """A contract with the pinned versions: deploying, polling and running work together."""
     run = start(running, "reconcile")
 
-    def ended() -> bool:
-        state = ask(running, f"flow_runs/{run['id']}")["state"]
-        assert state["type"] not in ("FAILED", "CRASHED", "CANCELLED"), state["message"]
-        return state["type"] == "COMPLETED"
-
-    wait_until(ended, 60)
+    wait_for_run(running, run["id"])
 
 
 @pytest.mark.slow

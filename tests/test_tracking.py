@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from toy_images import paint
-from toy_split import toy_split
+from toy_prompt import write_prompt
 
-from coop_core.artifact import make_card, read_artifact, write_artifact
+from coop_core.artifact import read_artifact
 from coop_core.errors import ArtifactError, ServiceError
-from coop_core.methods import coop
 from pipelines.comparing import print_runs, run_rows
 from pipelines.settings import Settings
 from pipelines.tracking import (
@@ -72,24 +70,7 @@ def settings(tmp_path_factory) -> Settings:
 @pytest.fixture(scope="module")
 def prompt(backbone, tmp_path_factory) -> Path:
     """An untrained artefact on a tiny backbone."""
-    folder = tmp_path_factory.mktemp("prompt") / "prompt"
-    params = coop.Params(n_context=3)
-    learner = coop.build(
-        params, backbone=backbone, class_names=NAMES, generator=torch.Generator().manual_seed(0)
-    )
-    split = toy_split(NAMES)
-    card = make_card(
-        learner=learner,
-        method=params,
-        backbone=backbone,
-        split=split,
-        shots=1,
-        params={"seed": 7},
-        curve=EPOCHS,
-        code_revision="abc123",
-    )
-    write_artifact(folder, learner, card, logit_scale=backbone.logit_scale)
-    return folder
+    return write_prompt(tmp_path_factory.mktemp("prompt") / "prompt", backbone, NAMES, curve=EPOCHS)
 
 
 @pytest.fixture(scope="module")

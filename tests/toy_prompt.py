@@ -1,0 +1,28 @@
+"""An untrained prompt on a backbone, written as an artefact."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from toy_split import toy_split
+
+from coop_core.artifact import make_card, write_artifact
+from coop_core.backbone import Backbone
+from coop_core.methods import coop
+
+
+def write_prompt(
+    folder: Path, backbone: Backbone, class_names: Sequence[str], *, curve: Sequence[dict[str, Any]] = ()
+) -> Path:
+    """The folder, with an artefact in it."""
+    params = coop.Params(n_context=3)
+    learner = coop.build(
+        params, backbone=backbone, class_names=class_names, generator=torch.Generator().manual_seed(0)
+    )
+    card = make_card(
+        learner=learner, method=params, backbone=backbone, split=toy_split(tuple(class_names)), shots=1,
+        params={"seed": 7}, curve=curve, code_revision="abc123",
+    )  # fmt: skip
+    write_artifact(folder, learner, card, logit_scale=backbone.logit_scale)
+    return folder
