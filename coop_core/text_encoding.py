@@ -238,8 +238,8 @@ def _warn_of_half_precision(tower: TextTower, engine: Engine) -> None:
         raise PromptError("engine.precision float16 is not for this text tower: its gradients are not scaled and "
                           "vanish; set float32 or bfloat16")  # fmt: skip
     if tower.device.type == "cpu":
-        log.warning("engine.precision %s is slower than float32 on this text tower (50 against 39 ms a step with mini "
-                    "on 2 cores): set float32", engine.precision)  # fmt: skip
+        log.warning("engine.precision %s gains little on this text tower and loses on some processors (mini: 0.8 to "
+                    "1.4 times float32's speed): measure with benchmarks/half_precision.py", engine.precision)  # fmt: skip
 
 
 def best_path(tower: TextTower) -> Path:
