@@ -16,21 +16,21 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from coop_core import baselines
 from coop_core.backbone import Backbone
-from coop_core.catalog import read_source
-from coop_core.dataset import Dataset
-from coop_core.evaluation import evaluate
-from coop_core.features import extract_features, normalised
+from coop_core.data.catalog import read_source
+from coop_core.data.dataset import Dataset
+from coop_core.data.importers import import_dataset
+from coop_core.data.split import few_shot_split
+from coop_core.features.extract import extract_features, normalised
 from coop_core.files import read_array, write_json
-from coop_core.importers import import_dataset
+from coop_core.judging import baselines
+from coop_core.judging.evaluation import evaluate
 from coop_core.methods import load_method
 from coop_core.params import Params, parse_params
-from coop_core.split import few_shot_split
 from coop_core.training import fit, generator_for
 from pipelines import paths
 from pipelines.settings import choose_device, load_settings
-from pipelines.storage import fetch_card
+from pipelines.sources.storage import fetch_card
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from coop_core.data.images import MAX_PIXELS, ImageTransform, decoded
 from coop_core.files import write_json
-from coop_core.images import MAX_PIXELS, ImageTransform, decoded
 
 SIDE = math.isqrt(MAX_PIXELS)
 TRANSFORM = ImageTransform(size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

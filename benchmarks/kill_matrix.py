@@ -34,10 +34,10 @@ from ruamel.yaml import YAML
 
 from coop_core.artifact import read_artifact
 from pipelines.environment import SERVICE_OF, make_login, use_prefect
+from pipelines.records.server import connected, pages
+from pipelines.records.tracking import fetch_prompt
+from pipelines.services.supervision import connect
 from pipelines.settings import Settings
-from pipelines.supervision import connect
-from pipelines.tracking import fetch_prompt
-from pipelines.tracking_server import connected, pages
 
 ROOT = Path(__file__).parents[1]
 SIGNALS = {"TERM": signal.SIGTERM, "KILL": signal.SIGKILL}
@@ -121,8 +121,8 @@ class Playground:
     def coop(self, *words: str) -> subprocess.Popen[str]:
         with (self.folder / "said.log").open("w") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "pipelines.cli", *words], cwd=self.folder, env=self.environment, stdout=log,
-                stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                [sys.executable, "-m", "pipelines.commands.cli", *words], cwd=self.folder, env=self.environment,
+                stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             )  # fmt: skip
 
     def said(self) -> str:
@@ -190,7 +190,7 @@ def kill_sweep(playground: Playground, row: Row, *, local: bool) -> None:
     )  # fmt: skip
     row.lost, row.twice = TRIALS - len(finished), sum(count - 1 for count in finished.values())
     time.sleep(10)
-    row.orphans += len(playground.processes("pipelines.trainer"))
+    row.orphans += len(playground.processes("pipelines.sweeps.trainer"))
 
 
 def kill_retraining(playground: Playground, row: Row) -> None:
@@ -236,7 +236,7 @@ def find(playground: Playground, victim: str, command: subprocess.Popen[str] | N
         assert command is not None
         return psutil.Process(command.pid)
     if victim in ("trainer", "local-trainer"):
-        return playground.processes("pipelines.trainer")[0]
+        return playground.processes("pipelines.sweeps.trainer")[0]
     if victim == "dvc":
         return playground.processes("dvc repro")[0]
     if victim in ("stage", "track-stage"):

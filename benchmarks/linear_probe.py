@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from coop_core.baselines import linear_probe
+from coop_core.judging.baselines import linear_probe
 
 SHOTS, VAL_SHOTS, TEST_SHOTS = 16, 4, 10
 

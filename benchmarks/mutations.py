@@ -24,10 +24,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from coop_core.data.images import read_image
 from coop_core.errors import CoopError
-from coop_core.images import read_image
 from coop_core.params import load_params
-from coop_core.sweep import next_choices, trials
+from coop_core.sweeps.sweep import next_choices, trials
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 SUFFIXES = (".jpg", ".png", ".tif", ".webp", ".gif", ".avif", ".bmp", "", ".npy#0")

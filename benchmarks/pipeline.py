@@ -33,10 +33,10 @@ from rich.table import Table
 from torch import Tensor
 
 from coop_core.backbone import Backbone, load_backbone
-from coop_core.features import extract_features
+from coop_core.data.images import read_image
+from coop_core.data.split import SplitImage
+from coop_core.features.extract import extract_features
 from coop_core.files import read_json, write_json
-from coop_core.images import read_image
-from coop_core.split import SplitImage
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = Path(sys.executable).parent

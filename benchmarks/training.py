@@ -30,8 +30,8 @@ from coop_core.backbone import Backbone, Precision
 from coop_core.files import write_json
 from coop_core.methods import coop
 from coop_core.params import TrainParams
-from coop_core.prompt import build_layout
-from coop_core.text_encoding import Engine, PromptEncoder
+from coop_core.prompts.encoder import Engine, PromptEncoder
+from coop_core.prompts.layout import build_layout
 from coop_core.training import Training, fit, fit_together, generator_for
 
 SHOTS, EPOCHS, BATCH = 16, 50, 32

@@ -18,14 +18,14 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from coop_core.backbone import Backbone, Precision, backbone_name, digest_tensors, load_backbone
-from coop_core.classifier import LinearClassifier
-from coop_core.dataset import words
+from coop_core.data.dataset import words
+from coop_core.data.images import ImageTransform
+from coop_core.data.split import Split
 from coop_core.errors import ArtifactError
-from coop_core.features import key_of
+from coop_core.features.extract import key_of
 from coop_core.files import digest_json, read_json, read_tensors, write_json, write_tensors
-from coop_core.images import ImageTransform
+from coop_core.judging.classifier import LinearClassifier
 from coop_core.methods import Learner, MethodParams, load_method, method_names
-from coop_core.split import Split
 
 log = logging.getLogger(__name__)
 

@@ -28,11 +28,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from coop_core.backbone import Backbone, Precision, load_backbone
-from coop_core.dataset import has_one_hole
+from coop_core.data.dataset import has_one_hole
 from coop_core.errors import ParamsError
-from coop_core.gate import Policy
+from coop_core.judging.gate import Policy
 from coop_core.methods import MethodParams, load_method, method_names
-from coop_core.text_encoding import Engine
+from coop_core.prompts.encoder import Engine
 
 PINS = "constraints.txt"
 """Pins of every package, those of packaged weights among them."""

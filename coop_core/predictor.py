@@ -14,9 +14,9 @@ from PIL import Image
 
 from coop_core.artifact import Artifact, check_backbone, read_artifact, restore_learner
 from coop_core.backbone import Backbone
-from coop_core.classifier import LinearClassifier
+from coop_core.data.images import Source, decoded
 from coop_core.errors import ArtifactError, DatasetError
-from coop_core.images import Source, decoded
+from coop_core.judging.classifier import LinearClassifier
 
 _AHEAD = 2
 """Batches that are decoded ahead of the model."""

@@ -56,7 +56,7 @@ def brought_up(folder: Path) -> Iterator[Running]:
     }  # fmt: skip
 
     def coop(*words: str, **variables: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "pipelines.cli", *words]
+        command = [sys.executable, "-m", "pipelines.commands.cli", *words]
         return subprocess.run(
             command, cwd=ROOT, env=environment | variables, capture_output=True, text=True, timeout=300
         )

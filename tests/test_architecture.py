@@ -7,71 +7,70 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Lower lines know nothing of higher ones; modules on one line know nothing of each other.
-LAYERS = {
+# Rooms, lower lines first: a room knows nothing of higher ones, and rooms on one line know nothing of each other.
+ROOMS = {
     "coop_core": [
         "errors memory",
         "files",
-        "images dataset archives",
-        "catalog validation split evaluation gate pictures_style",
-        "folders listings",
-        "importers pictures findings",
-        "backbone.base backbone.torchvision_operators",
-        "backbone.tokenizers backbone.towers backbone.prefix_tree backbone.step_graph",
-        "backbone.mini backbone.open_clip_models backbone.packed_block",
-        "backbone.packed_tower",
+        "data",
         "backbone",
-        "feature_store prompt classifier",
-        "text_encoding features interpretation",
-        "methods",
-        "methods.coop",
-        "params",
-        "training baselines artifact sweep",
-        "predictor report trials",
+        "features prompts",
+        "methods judging report",
+        "params artifact",
+        "training predictor",
+        "sweeps",
     ],
     "pipelines": [
         "environment paths revision summary locks",
-        "settings processes supervision",
+        "settings processes",
         "console",
-        "storage tracking_server prompt_model services",
-        "datasets tracking tracking_trials",
-        "trainer",
-        "trainers",
-        "sweeping",
-        "sweep_view predicting comparing promotion",
-        "retraining",
-        "flows.lifeline flows.client flows.bootstrap",
-        "flows.trials flows.sweep flows.reconcile flows.promote",
-        "flows.retrain",
-        "flows",
-        "sweep_command",
-        "cli",
-        "stages.download stages.split stages.features stages.baselines stages.train stages.evaluate stages.report",
-        "stages.track",
-        "stages",
-        "stages.__main__",
+        "sources records services",
+        "sweeps champion",
+        "flows stages",
+        "commands",
     ],
 }
-# Importing inside a function is how a light module reaches a heavy one; these pairs are the only such upward steps.
-LATE = {("backbone", "backbone.mini"), ("backbone", "backbone.open_clip_models"), ("methods", "methods.coop")}
-
+# Inside a room, the same.
+INSIDE = {
+    "coop_core.data": ["images dataset archives", "catalog validation split", "folders listings", "importers"],
+    "coop_core.backbone": ["base torchvision_operators", "tokenizers towers", "mini open_clip_models"],
+    "coop_core.features": ["store", "extract"],
+    "coop_core.prompts": [
+        "layout interpretation prefix_tree step_graph",
+        "packed_block",
+        "packed_tower",
+        "encoder",
+    ],
+    "coop_core.methods": ["coop"],
+    "coop_core.judging": ["classifier evaluation gate", "baselines"],
+    "coop_core.report": ["style", "pictures findings", "page"],
+    "coop_core.sweeps": ["sweep", "trials"],
+    "pipelines.sources": ["storage", "datasets"],
+    "pipelines.records": ["server prompt_model", "tracking trials"],
+    "pipelines.services": ["supervision", "local"],
+    "pipelines.sweeps": ["trainer", "trainers", "sweeping", "view"],
+    "pipelines.champion": ["promotion", "retraining"],
+    "pipelines.flows": ["lifeline client bootstrap", "trials sweep reconcile promote", "retrain"],
+    "pipelines.stages": ["download split features baselines train evaluate report", "track", "__main__"],
+    "pipelines.commands": ["sweep predict compare", "cli"],
+}
 OWNERS = {
     "open_clip": "coop_core.backbone",
     "timm": "coop_core.backbone",
     "transformers": "coop_core.backbone",
     "sklearn": "",
-    "scipy": "coop_core.gate",
-    "matplotlib": "coop_core.pictures",
+    "scipy": "coop_core.judging.gate",
+    "matplotlib": "coop_core.report",
     "jinja2": "coop_core.report",
-    "mlflow": "pipelines.tracking pipelines.prompt_model",
+    "mlflow": "pipelines.records",
     "pydantic_settings": "pipelines.settings",
-    "boto3": "pipelines.storage",
-    "typer": "pipelines.cli",
+    "boto3": "pipelines.sources.storage",
+    "typer": "pipelines.commands",
     "dvc": "",
     "prefect": "pipelines.flows",
-    "optuna": "coop_core.sweep",
-    "supervisor": "pipelines.supervision",
-    "psutil": "pipelines.supervision",
+    "optuna": "coop_core.sweeps.sweep",
+    "supervisor": "pipelines.services.supervision",
+    "psutil": "pipelines.services.supervision",
 }
 
 
@@ -80,7 +79,7 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): path for package in LAYERS for path in sorted((ROOT / package).rglob("*.py"))}
+MODULES = {module_name(path): path for package in ROOMS for path in sorted((ROOT / package).rglob("*.py"))}
 
 
 def imports(path: Path) -> set[str]:
@@ -101,29 +100,40 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def level(package: str, name: str) -> int:
-    return next(i for i, line in enumerate(LAYERS[package]) if name in line.split())
+def place(lines: list[str], name: str) -> int:
+    return next((i for i, line in enumerate(lines) if name in line.split()), -1)
 
 
-@pytest.mark.parametrize("package", LAYERS)
-def test_the_list_of_layers_names_every_module_once(package: str) -> None:
-    listed = [name for line in LAYERS[package] for name in line.split()]
-    found = [name.removeprefix(f"{package}.") for name in MODULES if name.startswith(f"{package}.")]
-    assert sorted(listed) == sorted(found)
+def parts(module: str) -> tuple[str, str, str]:
+    """Package, room and module; a room's own `__init__` and a module that is a room have no third part."""
+    package, _, rest = module.partition(".")
+    room, _, own = rest.partition(".")
+    return package, room, own
+
+
+def test_the_lists_name_every_room_and_every_module_once() -> None:
+    for package, lines in ROOMS.items():
+        assert sorted(" ".join(lines).split()) == sorted({parts(m)[1] for m in MODULES if m.startswith(f"{package}.")})
+    for room in {".".join(parts(module)[:2]) for module in MODULES if parts(module)[2]}:
+        own = [module.removeprefix(f"{room}.") for module in MODULES if module.startswith(f"{room}.")]
+        assert sorted(" ".join(INSIDE[room]).split()) == sorted(own), room
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_layers_below_its_own(module: str) -> None:
-    package, _, own = module.partition(".")
+def test_a_module_imports_only_from_below(module: str) -> None:
+    package, room, own = parts(module)
     for imported in imports(MODULES[module]) & set(MODULES):
-        other_package, _, other = imported.partition(".")
-        if not own or not other or imported == module:
+        other_package, other_room, other = parts(imported)
+        if not room or not other_room or imported == module:
             continue
-        if package == other_package:
-            below = level(package, other) < level(package, own)
-            assert below or (own, other) in LATE, f"{module} imports {imported}"
-        else:
-            assert package == "pipelines", f"{module} imports {imported}: the core knows nothing of pipelines"
+        told = f"{module} imports {imported}"
+        if package != other_package:
+            assert package == "pipelines", f"{told}: the core knows nothing of pipelines"
+        elif room != other_room:
+            assert place(ROOMS[package], other_room) < place(ROOMS[package], room), told
+        elif own and other:
+            lines = INSIDE[f"{package}.{room}"]
+            assert place(lines, other) < place(lines, own), told
 
 
 @pytest.mark.parametrize("library", OWNERS)

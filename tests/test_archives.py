@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from coop_core.archives import measure, read_gzip, remove_leftovers, unpack
+from coop_core.data.archives import measure, read_gzip, remove_leftovers, unpack
 from coop_core.errors import DatasetError
 
 FILES = {"river/a.png": b"river", "forest/deep/er/b.png": b"forest", "read me.txt": b""}

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from coop_core.artifact import Artifact, check_backbone, make_card, read_artifact, restore_learner, write_artifact
 from coop_core.backbone import Backbone, load_backbone
+from coop_core.data.split import Split, SplitImage
 from coop_core.errors import ArtifactError
 from coop_core.methods import coop
-from coop_core.prompt import build_layout
-from coop_core.split import Split, SplitImage
-from coop_core.text_encoding import PromptEncoder
+from coop_core.prompts.encoder import PromptEncoder
+from coop_core.prompts.layout import build_layout
 
 NAMES = ("cat", "annual crop land", "river")
 OTHERS = ("pterodactyl", "forest", "sea lake", "highway")

@@ -17,7 +17,6 @@ import pytest
 from running_services import ROOT, Running, ask, brought_up, free_port, request, wait_for_run, wait_until
 
 from coop_core.errors import ServiceError
-from pipelines import services, supervision
 from pipelines.environment import (
     LOGIN,
     find_login,
@@ -27,8 +26,9 @@ from pipelines.environment import (
     use_prefect,
     write_private,
 )
+from pipelines.records.server import connected
+from pipelines.services import local, supervision
 from pipelines.settings import Settings, prefect_login, store_address, tracking_login
-from pipelines.tracking_server import connected
 
 CANARY = "xyzzy-pass/word@1"
 QUOTED = "xyzzy-pass%2Fword%401"
@@ -150,7 +150,7 @@ def test_no_command_and_no_file_of_the_supervisor_holds_the_password(plain):
     login = make_login(settings.services_folder)
     shared = service_environment(plain, prefect_api_url="http://127.0.0.1:1/api", tracking_uri="http://127.0.0.1:2")
 
-    text = supervision.configuration(services.plan(settings, []), plain, shared)
+    text = supervision.configuration(local.plan(settings, []), plain, shared)
 
     assert "prefect server start" in text
     assert login.partition(":")[2] not in text
@@ -262,8 +262,8 @@ def test_a_password_in_an_address_is_printed_by_no_command(plain, words):
     """The server is away, which is when addresses are shown."""
     away = f"http://ann:{QUOTED}@127.0.0.1:{free_port()}"
     settings = {"COOP_TRACKING_URI": away, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, "-m", "pipelines.cli", *words], cwd=plain, env=os.environ | settings,
-                           capture_output=True, text=True)  # fmt: skip
+    command = [sys.executable, "-m", "pipelines.commands.cli", *words]
+    ended = subprocess.run(command, cwd=plain, env=os.environ | settings, capture_output=True, text=True)
 
     assert ended.returncode == 2
     assert "http://127.0.0.1:" in ended.stderr

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from coop_core.backbone import digest_tensors, load_backbone, pad
 from coop_core.backbone.torchvision_operators import declare_missing_operators
+from coop_core.data.images import ImageTransform
 from coop_core.errors import BackboneError, PromptError
-from coop_core.features import feature_key
-from coop_core.images import ImageTransform
-from coop_core.text_encoding import encode_texts
+from coop_core.features.extract import feature_key
+from coop_core.prompts.encoder import encode_texts
 
 TEXTS = ["a photo of a cat.", "annual crop land", "two large dogs on a field, and a river by the sea."]
 

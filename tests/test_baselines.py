@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch.nn import functional as F
 
-from coop_core.baselines import COARSE_GRID, LogisticPath, linear_probe, prompt_ensemble, zero_shot
+from coop_core.judging.baselines import COARSE_GRID, LogisticPath, linear_probe, prompt_ensemble, zero_shot
 
 NAMES = ["cat", "annual crop land", "river"]
 

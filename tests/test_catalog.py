@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from coop_core.catalog import GENERIC_TEMPLATE, Card, read_source
+from coop_core.data.catalog import GENERIC_TEMPLATE, Card, read_source
 from coop_core.errors import DatasetError
 
 CATALOG = sorted((Path(__file__).parents[1] / "catalog").glob("*.yaml"))

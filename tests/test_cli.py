@@ -20,7 +20,7 @@ from toy_split import toy_split
 from coop_core.artifact import make_card, write_artifact, write_card
 from coop_core.files import write_array, write_json
 from coop_core.methods import coop as method
-from pipelines import cli
+from pipelines.commands import cli
 
 HEAVY = {
     "torch", "torchvision", "mlflow", "prefect", "dvc", "transformers", "open_clip", "timm", "boto3", "botocore",
@@ -115,7 +115,7 @@ def help_and_modules() -> tuple[str, set[str]]:
     """What `coop --help` prints, and the outside packages loaded by then."""
     program = (
         "import sys; sys.argv = ['coop', '--help']\n"
-        "from pipelines import cli\n"
+        "from pipelines.commands import cli\n"
         "try:\n    cli.main()\n"
         "finally:\n    print('LOADED', *{name.partition('.')[0] for name in sys.modules})"
     )
@@ -385,7 +385,7 @@ def test_a_batch_larger_than_memory_is_refused(coop):
 
 
 def test_a_process_of_its_own_answers_on_stdout_and_complains_on_stderr(project):
-    command = [sys.executable, "-m", "pipelines.cli", "predict", "images/a.png", "broken.png"]
+    command = [sys.executable, "-m", "pipelines.commands.cli", "predict", "images/a.png", "broken.png"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
     assert (done.returncode, len(done.stdout.splitlines())) == (2, 2)

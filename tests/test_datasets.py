@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from toy_images import paint, paint_classes
 
-from coop_core.dataset import Dataset, read_dataset
+from coop_core.data.dataset import Dataset, read_dataset
 from coop_core.errors import DatasetError
 from coop_core.params import DatasetParams
 from pipelines import locks
-from pipelines.datasets import bring_dataset, cached_dataset, expected_dataset
 from pipelines.settings import Settings
+from pipelines.sources.datasets import bring_dataset, cached_dataset, expected_dataset
 
 
 @pytest.fixture

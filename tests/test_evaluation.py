@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
-from coop_core.evaluation import Evaluation, evaluate, wilson_interval
+from coop_core.judging.evaluation import Evaluation, evaluate, wilson_interval
 
 NAMES = ("forest", "river", "sea")
 

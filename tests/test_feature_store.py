@@ -14,12 +14,12 @@ from torch import Tensor
 from toy_images import paint
 
 from coop_core.backbone import Backbone
+from coop_core.data.images import ImageTransform, read_image
+from coop_core.data.split import SplitImage
 from coop_core.errors import DatasetError
-from coop_core.feature_store import FeatureStore, Key
-from coop_core.features import extract_features
+from coop_core.features.extract import extract_features
+from coop_core.features.store import FeatureStore, Key
 from coop_core.files import digest_file, read_array, write_array, write_array_in_pieces
-from coop_core.images import ImageTransform, read_image
-from coop_core.split import SplitImage
 
 WIDTH = 6
 TRANSFORM = ImageTransform(size=4, mean=(0.5, 0.5, 0.5), std=(0.2, 0.3, 0.4))

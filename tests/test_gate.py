@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from coop_core.errors import GateError
-from coop_core.gate import Answers, Policy, decide, mcnemar_worse
+from coop_core.judging.gate import Answers, Policy, decide, mcnemar_worse
 
 POLICY = Policy(min_gain_over_zero_shot=0.0, significance=0.05, max_class_drop=0.2, min_images_a_class=10)
 LABELS = tuple(n % 2 for n in range(100))

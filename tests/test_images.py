@@ -18,9 +18,7 @@ from PIL import EpsImagePlugin, Image, ImageDraw, ImageOps
 from toy_images import paint, toy_image
 
 from coop_core.backbone.torchvision_operators import declare_missing_operators
-from coop_core.errors import DatasetError
-from coop_core.files import write_array
-from coop_core.images import (
+from coop_core.data.images import (
     _IN_FLIGHT,
     LAID_ON_WHITE,
     NEARLY_BLACK,
@@ -32,6 +30,8 @@ from coop_core.images import (
     is_picture,
     read_image,
 )
+from coop_core.errors import DatasetError
+from coop_core.files import write_array
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TRANSFORM = ImageTransform(size=8, mean=MEAN, std=STD)

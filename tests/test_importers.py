@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 from toy_images import paint, paint_classes
 
-from coop_core.catalog import Card, read_source
-from coop_core.dataset import Dataset, read_dataset
+from coop_core.data.catalog import Card, read_source
+from coop_core.data.dataset import Dataset, read_dataset
+from coop_core.data.importers import import_dataset
+from coop_core.data.validation import TOKENIZER_SIGNS, Findings, Sample, check_files
 from coop_core.errors import DatasetError
 from coop_core.files import digest_bytes, digest_file, read_array
-from coop_core.importers import import_dataset
-from coop_core.validation import TOKENIZER_SIGNS, Findings, Sample, check_files
 
 FOLDERS = Card(name="toy")
 CSV = Card(name="toy", layout="csv", index="list.csv")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from coop_core.classifier import LinearClassifier
-from coop_core.interpretation import nearest_words
+from coop_core.judging.classifier import LinearClassifier
+from coop_core.prompts.interpretation import nearest_words
 
 
 @pytest.fixture

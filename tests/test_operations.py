@@ -22,10 +22,10 @@ from kill_matrix import (
 )
 
 from coop_core.files import read_json
-from pipelines import promotion
+from pipelines.champion import promotion
 from pipelines.environment import make_login, use_prefect
-from pipelines.tracking import CHAMPION, find_version
-from pipelines.tracking_server import connected
+from pipelines.records.server import connected
+from pipelines.records.tracking import CHAMPION, find_version
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +113,7 @@ def test_ctrl_c_ends_a_sweep_on_workers_within_seconds(playground):
     command.send_signal(signal.SIGINT)
 
     assert command.wait(60) == 130
-    wait_for(lambda: not playground.processes("pipelines.trainer"), "the end of the trainers")
+    wait_for(lambda: not playground.processes("pipelines.sweeps.trainer"), "the end of the trainers")
     assert time.monotonic() - begun < 30
     wait_for(lambda: not in_prefect(playground), "rest in Prefect")
     wait_for(lambda: not playground.runs("attributes.status = 'RUNNING'"), "rest in MLflow")
@@ -206,8 +206,8 @@ def test_what_is_killed_is_taken_up_again(playground, victim, number):
 
 def test_a_sweep_whose_server_is_gone_says_so_in_one_sentence(playground, tmp_path):
     nobody = f"COOP_PREFECT_API_URL=http://127.0.0.1:{free_ports(1)[0]}/api"
-    ended = subprocess.run(["env", nobody, sys.executable, "-m", "pipelines.cli", "sweep"], cwd=playground.folder,
-                           env=playground.environment, capture_output=True, text=True)  # fmt: skip
+    command = ["env", nobody, sys.executable, "-m", "pipelines.commands.cli", "sweep"]
+    ended = subprocess.run(command, cwd=playground.folder, env=playground.environment, capture_output=True, text=True)
     assert ended.returncode == 2
     assert len(ended.stderr.strip().splitlines()) == 1
     assert "correct COOP_PREFECT_API_URL or `make up`" in ended.stderr

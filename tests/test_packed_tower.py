@@ -11,12 +11,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from coop_core.backbone.packed_block import Shape
-from coop_core.backbone.packed_tower import PackedTower, Workspace, supports_packing
-from coop_core.backbone.prefix_tree import Path, build_tree
 from coop_core.backbone.towers import CausalTextTower
-from coop_core.prompt import build_layout
-from coop_core.text_encoding import Engine, PromptEncoder
+from coop_core.prompts.encoder import Engine, PromptEncoder
+from coop_core.prompts.layout import build_layout
+from coop_core.prompts.packed_block import Shape
+from coop_core.prompts.packed_tower import PackedTower, Workspace, supports_packing
+from coop_core.prompts.prefix_tree import Path, build_tree
 
 TOWERS = ["flat", "flat-resnet-quickgelu", "native-layer-scale"]
 VOCABULARY = 100

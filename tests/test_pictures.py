@@ -8,8 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from coop_core import pictures
-from coop_core.evaluation import evaluate
+from coop_core.judging.evaluation import evaluate
+from coop_core.report import pictures
 
 POINTS = [{"shots": 1, "coop": 0.4, "linear probe": 0.3}, {"shots": 4, "coop": 0.6, "linear probe": 0.7}]
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coop_core.backbone.prefix_tree import Path, PrefixTree, build_tree
+from coop_core.prompts.prefix_tree import Path, PrefixTree, build_tree
 
 SOS, EOT = 0, 99
 WORDS = [1, 2, 3, ("context", 7), ("context", 8)]

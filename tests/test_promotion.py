@@ -8,11 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from coop_core.errors import GateError
-from coop_core.gate import Policy
-from pipelines import promotion, tracking
+from coop_core.judging.gate import Policy
+from pipelines.champion import promotion
+from pipelines.records import tracking
+from pipelines.records.server import connected
+from pipelines.records.tracking import CANDIDATE, claim_promotion, find_version, list_events
 from pipelines.settings import Settings
-from pipelines.tracking import CANDIDATE, claim_promotion, find_version, list_events
-from pipelines.tracking_server import connected
 
 # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
@@ -236,7 +237,7 @@ def test_the_champion_is_not_promoted_again(settings, register):
 
 
 def test_the_commands_say_what_they_did(settings, register, monkeypatch, tmp_path):
-    from pipelines.cli import app
+    from pipelines.commands.cli import app
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_bytes((Path(__file__).parents[1] / "params.yaml").read_bytes())

@@ -7,7 +7,7 @@ import torch
 
 from coop_core.errors import PromptError
 from coop_core.methods import coop
-from coop_core.prompt import CONTEXT_STD, build_layout, count_words, initial_context
+from coop_core.prompts.layout import CONTEXT_STD, build_layout, count_words, initial_context
 
 NAMES = ["cat", "annual crop land", "pterodactyl", "forget-me-not", "residential"]
 TOKENIZERS = ["flat", "bert-mean-linear", "roberta-mean-mlp", "xlm-roberta-mean-linear", "mt5-mean-linear"]

@@ -18,7 +18,7 @@ from PIL import EpsImagePlugin, Image
 from toy_images import toy_image
 from toy_prompt import write_prompt
 
-from pipelines import tracking
+from pipelines.records import tracking
 
 # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")

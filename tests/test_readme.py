@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli import app
+from pipelines.commands.cli import app
 from pipelines.settings import Settings
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from coop_core.errors import DatasetError
-from coop_core.evaluation import evaluate
-from coop_core.findings import shortcomings, unfinished_epochs
+from coop_core.judging.evaluation import evaluate
 from coop_core.params import TrainParams
-from coop_core.report import write_report
+from coop_core.report.findings import shortcomings, unfinished_epochs
+from coop_core.report.page import write_report
 from coop_core.training import learning_rate_at
 
 NAMES = ["river", "forest", "sea"]

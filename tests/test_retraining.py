@@ -13,12 +13,12 @@ import psutil
 import pytest
 
 from coop_core.errors import ServiceError
-from coop_core.gate import Check, Decision
-from pipelines import retraining
-from pipelines.retraining import alone, judgement, reproduce, summary, waits_for_judgement
+from coop_core.judging.gate import Check, Decision
+from pipelines.champion import retraining
+from pipelines.champion.retraining import alone, judgement, reproduce, summary, waits_for_judgement
+from pipelines.records.server import connected
+from pipelines.records.tracking import CANDIDATE, CHAMPION, GATE, mark_judged
 from pipelines.settings import Settings
-from pipelines.tracking import CANDIDATE, CHAMPION, GATE, mark_judged
-from pipelines.tracking_server import connected
 
 DVC = """
 import json, os, sys

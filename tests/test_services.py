@@ -17,8 +17,8 @@ import pytest
 from running_services import ROOT, Running, ask, brought_up, free_port, wait_for_run, wait_until
 
 from coop_core.errors import ServiceError
-from pipelines import services, supervision
 from pipelines.environment import SERVICE_OF, service_environment
+from pipelines.services import local, supervision
 from pipelines.settings import Settings
 
 
@@ -27,7 +27,7 @@ def settings(monkeypatch, tmp_path) -> Settings:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "infra").mkdir()
-    shutil.copy(ROOT / services.DEPLOYMENTS, tmp_path / "infra")
+    shutil.copy(ROOT / local.DEPLOYMENTS, tmp_path / "infra")
     ports = {"prefect_port": free_port(), "mlflow_port": free_port()}
     return Settings(_env_file=None, device="cpu", services_folder=tmp_path / "services", **ports)
 
@@ -37,7 +37,7 @@ def programs(settings: Settings, devices: list[str]) -> dict[str, dict[str, str]
     folder = settings.services_folder
     shared = service_environment(folder, prefect_api_url="http://127.0.0.1:1/api", tracking_uri="http://127.0.0.1:2")
     parser = configparser.RawConfigParser(strict=True)
-    parser.read_string(supervision.configuration(services.plan(settings, devices), folder, shared))
+    parser.read_string(supervision.configuration(local.plan(settings, devices), folder, shared))
     return {name.removeprefix("program:"): dict(parser[name]) for name in parser if name.startswith("program:")}
 
 
@@ -93,7 +93,7 @@ def test_a_server_of_the_settings_is_used_instead_of_our_own(settings):
 
 def test_another_database_is_refused_without_showing_its_password(settings):
     with pytest.raises(ServiceError, match=r"^COOP_TRACKING_URI is a postgresql address: `make up` takes sqlite"):
-        services.plan(copy(settings, tracking_uri="postgresql://me:secret@host/db"), [])
+        local.plan(copy(settings, tracking_uri="postgresql://me:secret@host/db"), [])
 
 
 @pytest.mark.parametrize("folder", ["with space", "100%", "it's", "ünï"])
@@ -103,7 +103,7 @@ def test_supervisord_reads_unusual_folders(settings, tmp_path, folder):
     place = tmp_path / folder
     place.mkdir()
     shared = service_environment(place, prefect_api_url="http://127.0.0.1:1/api", tracking_uri="http://127.0.0.1:2")
-    planned = services.plan(settings, [])
+    planned = local.plan(settings, [])
     (place / "c").write_text(supervision.configuration(planned, place, shared), encoding="utf-8")
     (place / "logs").mkdir()
     options = ServerOptions()
@@ -140,7 +140,7 @@ def test_devices_are_those_that_the_settings_and_the_environment_leave(settings,
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
-    assert services.find_devices(copy(settings, device=device)) == found
+    assert local.find_devices(copy(settings, device=device)) == found
 
 
 def test_devices_are_counted_by_nvidia_smi(settings, monkeypatch, tmp_path):
@@ -149,7 +149,7 @@ def test_devices_are_counted_by_nvidia_smi(settings, monkeypatch, tmp_path):
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    assert services.find_devices(copy(settings, device="auto")) == ["0", "1"]
+    assert local.find_devices(copy(settings, device="auto")) == ["0", "1"]
 
 
 @pytest.mark.parametrize("field", ["prefect_port", "mlflow_port"])
@@ -159,7 +159,7 @@ def test_a_busy_port_is_a_sentence_and_nothing_is_started(settings, field):
         other.listen()
         variable = f"COOP_{field.upper()}"
         with pytest.raises(ServiceError, match=rf"^port {getattr(settings, field)} .* set {variable} to another"):
-            services.up(settings)
+            local.up(settings)
 
     assert supervision.connect(settings.services_folder) is None
     assert not supervision.marked_processes(settings.services_folder)
@@ -169,24 +169,24 @@ def test_up_outside_the_project_is_a_sentence(settings, tmp_path):
     shutil.rmtree(tmp_path / "infra")
 
     with pytest.raises(ServiceError, match=r"no infra/prefect\.yaml in .*: run this in the project's folder"):
-        services.up(settings)
+        local.up(settings)
 
 
 def test_down_with_nothing_running_says_so_as_often_as_asked(settings, capsys):
-    services.down(settings)
-    services.down(settings)
+    local.down(settings)
+    local.down(settings)
 
     assert capsys.readouterr().out == "nothing is running\n" * 2
 
 
 def test_status_with_nothing_running_says_how_to_start(settings, capsys):
-    assert not services.status(settings)
+    assert not local.status(settings)
     assert "not running: `make up` starts it" in capsys.readouterr().out
 
 
 def test_two_commands_at_once_do_not_mix(settings):
     with supervision.alone(settings.services_folder), pytest.raises(ServiceError, match="another `make up` or"):
-        services.down(settings)
+        local.down(settings)
 
 
 def test_down_ends_what_carries_the_mark_and_nothing_else(settings, capsys):
@@ -194,7 +194,7 @@ def test_down_ends_what_carries_the_mark_and_nothing_else(settings, capsys):
     marks = (str(settings.services_folder), f"{settings.services_folder}-other")
     ours, other = (subprocess.Popen(sleeping, env=os.environ | {SERVICE_OF: mark}) for mark in marks)
     try:
-        services.down(settings)
+        local.down(settings)
 
         assert not psutil.pid_exists(ours.pid)
         assert other.poll() is None
@@ -211,7 +211,7 @@ def test_what_ignores_a_polite_end_is_killed(settings, monkeypatch):
     environment = os.environ | {SERVICE_OF: str(settings.services_folder)}
     with subprocess.Popen([sys.executable, "-c", deaf], env=environment, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        services.down(settings)
+        local.down(settings)
 
         assert not psutil.pid_exists(process.pid)
 

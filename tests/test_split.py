@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from coop_core.dataset import Dataset, LabelledImage
+from coop_core.data.dataset import Dataset, LabelledImage
+from coop_core.data.split import Split, SplitImage, few_shot_split, read_split, write_split
 from coop_core.errors import SplitError
 from coop_core.files import digest_bytes
-from coop_core.split import Split, SplitImage, few_shot_split, read_split, write_split
 
 FIVE = ("abbey", "bay", "cliff", "dune", "estuary")
 

@@ -23,15 +23,15 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 import coop_core.params
 from coop_core.artifact import read_artifact, write_card
+from coop_core.data.split import read_split
 from coop_core.errors import ArtifactError, CoopError, DatasetError, ParamsError, ServiceError
 from coop_core.files import read_tensors, write_tensors
 from coop_core.methods.coop import CoOp
 from coop_core.params import load_params
-from coop_core.split import read_split
 from coop_core.training import Checkpoint, Epoch
+from pipelines.records.tracking import fetch_prompt, list_runs
 from pipelines.settings import load_settings
 from pipelines.stages import baselines, download, evaluate, features, report, split, track, train
-from pipelines.tracking import fetch_prompt, list_runs
 
 pytestmark = [
     # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.

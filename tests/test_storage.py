@@ -27,12 +27,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from moto.server import ThreadedMotoServer
 
-from coop_core.catalog import Card, CardFile, read_source
+from coop_core.data.catalog import Card, CardFile, read_source
 from coop_core.errors import DatasetError, ServiceError
 from coop_core.files import digest_bytes
 from pipelines import locks
 from pipelines.settings import Settings
-from pipelines.storage import fetch_card
+from pipelines.sources.storage import fetch_card
 
 GOOD, WRONG = b"the bytes of the card's file", b"other bytes"
 KEYS = {"s3_access_key_id": "key", "s3_secret_access_key": "secret"}

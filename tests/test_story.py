@@ -134,14 +134,14 @@ def test_another_learning_rate_runs_training_and_what_follows_but_no_features(de
 
 def test_predict_compare_and_card_answer_in_the_clone(demo: Path, tmp_path: Path) -> None:
     Image.new("RGB", (50, 40), "navy").save(tmp_path / "a.png")
-    answer = run(["python", "-m", "pipelines.cli", "predict", str(tmp_path), "--json", "--top", "2"], demo)
+    answer = run(["python", "-m", "pipelines.commands.cli", "predict", str(tmp_path), "--json", "--top", "2"], demo)
     assert len(json.loads(answer.stdout)["labels"]) == 2
     registered = run(
-        ["python", "-m", "pipelines.cli", "predict", str(tmp_path), "--model", "coop-prompt@candidate"], demo
+        ["python", "-m", "pipelines.commands.cli", "predict", str(tmp_path), "--model", "coop-prompt@candidate"], demo
     )
     assert registered.returncode == 0, registered.stderr
-    assert "coop-prompt/1" in run(["python", "-m", "pipelines.cli", "compare"], demo).stdout
-    assert "weights_digest" in run(["python", "-m", "pipelines.cli", "card"], demo).stdout
+    assert "coop-prompt/1" in run(["python", "-m", "pipelines.commands.cli", "compare"], demo).stdout
+    assert "weights_digest" in run(["python", "-m", "pipelines.commands.cli", "card"], demo).stdout
 
 
 def test_a_run_killed_in_training_goes_on_and_ends_like_one_that_was_not(small: Path) -> None:

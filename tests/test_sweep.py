@@ -9,7 +9,7 @@ import pytest
 
 from coop_core.errors import ParamsError
 from coop_core.params import Params, load_params, parse_params, patch
-from coop_core.sweep import (
+from coop_core.sweeps.sweep import (
     Result,
     Trial,
     choice_key,

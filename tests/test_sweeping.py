@@ -17,13 +17,13 @@ from toy_images import paint_classes
 from coop_core.errors import DatasetError, ServiceError
 from coop_core.params import EngineParams, Params, load_params
 from coop_core.training import Epoch
-from pipelines.datasets import cached_dataset, expected_dataset
+from pipelines.records.server import HEARTBEAT, OWNER, connected, pages
+from pipelines.records.trials import TrialRun, finished_trials, open_sweep, reconcile, start_trial, trial_states
 from pipelines.settings import Settings
-from pipelines.sweep_view import as_markdown, print_outcome
-from pipelines.sweeping import Standing, groups, sweep
-from pipelines.tracking_server import HEARTBEAT, OWNER, connected, pages
-from pipelines.tracking_trials import TrialRun, finished_trials, open_sweep, reconcile, start_trial, trial_states
-from pipelines.trainer import Order
+from pipelines.sources.datasets import cached_dataset, expected_dataset
+from pipelines.sweeps.sweeping import Standing, groups, sweep
+from pipelines.sweeps.trainer import Order
+from pipelines.sweeps.view import as_markdown, print_outcome
 
 PARAMS = """\
 seed: 1

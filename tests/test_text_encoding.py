@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from coop_core.backbone import pad
-from coop_core.backbone.packed_tower import supports_packing
 from coop_core.errors import PromptError
-from coop_core.prompt import build_layout, count_words, initial_context
-from coop_core.text_encoding import Engine, PromptEncoder, encode_texts
+from coop_core.prompts.encoder import Engine, PromptEncoder, encode_texts
+from coop_core.prompts.layout import build_layout, count_words, initial_context
+from coop_core.prompts.packed_tower import supports_packing
 
 NAMES = ["cat", "annual crop land", "pterodactyl", "river", "forget-me-not by the sea"]
 @given(data=st.data())

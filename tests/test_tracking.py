@@ -17,9 +17,8 @@ from toy_prompt import write_prompt
 
 from coop_core.artifact import read_artifact
 from coop_core.errors import ArtifactError, ServiceError
-from pipelines.comparing import print_runs, run_rows
-from pipelines.settings import Settings
-from pipelines.tracking import (
+from pipelines.commands.compare import print_runs, run_rows
+from pipelines.records.tracking import (
     DatasetInput,
     RunRecord,
     Tracked,
@@ -30,6 +29,7 @@ from pipelines.tracking import (
     run_link,
     track,
 )
+from pipelines.settings import Settings
 
 # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")

@@ -12,8 +12,8 @@ import pytest
 
 from coop_core.errors import ServiceError
 from pipelines.settings import Settings
-from pipelines.trainer import Order
-from pipelines.trainers import LocalTrainers, Slot
+from pipelines.sweeps.trainer import Order
+from pipelines.sweeps.trainers import LocalTrainers, Slot
 
 FAKE = """
 import json, os, sys, time

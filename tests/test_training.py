@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from coop_core.backbone import digest_tensors
-from coop_core.baselines import zero_shot
 from coop_core.errors import TrainingError
+from coop_core.judging.baselines import zero_shot
 from coop_core.methods import coop
 from coop_core.params import TrainParams
 from coop_core.training import Checkpoint, Epoch, Training, fit, fit_together, generator_for, learning_rate_at

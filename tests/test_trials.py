@@ -8,14 +8,14 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from toy_images import paint_classes
 
-from coop_core import text_encoding
-from coop_core.catalog import read_source
-from coop_core.dataset import Dataset
+from coop_core.data.catalog import read_source
+from coop_core.data.dataset import Dataset
+from coop_core.data.importers import import_dataset
 from coop_core.errors import PromptError, SplitError, TrainingError
-from coop_core.importers import import_dataset
 from coop_core.params import Params, parse_params
-from coop_core.text_encoding import Engine
-from coop_core.trials import Scores, TrialRunner
+from coop_core.prompts import encoder as text_encoding
+from coop_core.prompts.encoder import Engine
+from coop_core.sweeps.trials import Scores, TrialRunner
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from coop_core.split import Split, SplitImage
+from coop_core.data.split import Split, SplitImage
 
 
 def toy_split(class_names: Sequence[str]) -> Split:

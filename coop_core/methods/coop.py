@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from coop_core.backbone import Backbone
 from coop_core.errors import PromptError
 from coop_core.methods import MethodParams
-from coop_core.prompt import Position, build_layout, count_words, initial_context
-from coop_core.text_encoding import Engine, PromptEncoder, encode_together
+from coop_core.prompts.encoder import Engine, PromptEncoder, encode_together
+from coop_core.prompts.layout import Position, build_layout, count_words, initial_context
 
 
 class Params(MethodParams):

@@ -28,9 +28,9 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelling
 
 from coop_core.errors import ServiceError
+from pipelines.records.trials import trial_states
 from pipelines.settings import Settings, refusal
-from pipelines.tracking_trials import trial_states
-from pipelines.trainer import Order
+from pipelines.sweeps.trainer import Order
 
 log = logging.getLogger(__name__)
 

@@ -8,15 +8,15 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 
-from coop_core.gate import Decision
+from coop_core.judging.gate import Decision
 from coop_core.params import load_params
 from pipelines import paths
+from pipelines.champion.promotion import promote as promote_now
+from pipelines.champion.retraining import judged, judgement
 from pipelines.console import prepare
 from pipelines.flows.lifeline import end_with_worker
-from pipelines.promotion import promote as promote_now
-from pipelines.retraining import judged, judgement
+from pipelines.records.tracking import CHAMPION, find_version, mark_judged
 from pipelines.settings import Settings, load_settings
-from pipelines.tracking import CHAMPION, find_version, mark_judged
 
 _NAME_LENGTH = 100
 

@@ -4,8 +4,8 @@ from prefect import flow, get_run_logger
 
 from pipelines.console import prepare
 from pipelines.flows.client import cancel_orphans
+from pipelines.records.trials import reconcile as reconcile_runs
 from pipelines.settings import load_settings
-from pipelines.tracking_trials import reconcile as reconcile_runs
 
 
 @flow(name="reconcile", log_prints=False)

@@ -5,12 +5,12 @@ from prefect.artifacts import create_markdown_artifact
 
 from coop_core.params import load_params
 from pipelines import paths
+from pipelines.champion.promotion import was_champion
+from pipelines.champion.retraining import alone, reproduce, summary, waits_for_judgement
 from pipelines.console import prepare
 from pipelines.flows.client import page, start
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.flows.promote import decide_and_promote
-from pipelines.promotion import was_champion
-from pipelines.retraining import alone, reproduce, summary, waits_for_judgement
 from pipelines.settings import load_settings
 
 

@@ -17,11 +17,11 @@ from pipelines import paths
 from pipelines.console import prepare
 from pipelines.flows.client import PROGRESS, DeployedTrainers, cancel_orphans
 from pipelines.flows.lifeline import end_with_worker
+from pipelines.records.trials import sweep_links
 from pipelines.settings import load_settings
-from pipelines.sweep_view import as_markdown, details
-from pipelines.sweeping import Standing
-from pipelines.sweeping import sweep as run_sweep
-from pipelines.tracking_trials import sweep_links
+from pipelines.sweeps.sweeping import Standing
+from pipelines.sweeps.sweeping import sweep as run_sweep
+from pipelines.sweeps.view import as_markdown, details
 
 _SHOWN_SECONDS = 3.0
 

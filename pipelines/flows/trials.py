@@ -9,8 +9,8 @@ from pipelines.console import prepare
 from pipelines.environment import service_name
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.settings import load_settings
-from pipelines.trainer import Order
-from pipelines.trainers import LocalTrainers, Slot
+from pipelines.sweeps.trainer import Order
+from pipelines.sweeps.trainers import LocalTrainers, Slot
 
 
 @flow(name="trials", log_prints=False)

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from coop_core import baselines
 from coop_core.backbone import digest_tensors
-from coop_core.features import feature_key, load_features
+from coop_core.data.split import read_split
+from coop_core.features.extract import feature_key, load_features
 from coop_core.files import write_json, write_tensors
+from coop_core.judging import baselines
 from coop_core.params import load_params
-from coop_core.split import read_split
 from pipelines import console, paths
 from pipelines.settings import choose_device, load_settings
 

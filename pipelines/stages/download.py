@@ -4,8 +4,8 @@ import logging
 
 from coop_core.params import load_params
 from pipelines import console, paths
-from pipelines.datasets import bring_dataset
 from pipelines.settings import load_settings
+from pipelines.sources.datasets import bring_dataset
 
 log = logging.getLogger(__name__)
 

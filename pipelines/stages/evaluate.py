@@ -10,13 +10,13 @@ import torch
 
 from coop_core.artifact import Artifact, read_artifact, restore_learner
 from coop_core.backbone import digest_tensors
-from coop_core.classifier import LinearClassifier
+from coop_core.data.split import Split, read_split
 from coop_core.errors import ArtifactError
-from coop_core.evaluation import Evaluation, evaluate
-from coop_core.features import load_features, normalised
+from coop_core.features.extract import load_features, normalised
 from coop_core.files import read_json, read_tensors, write_json, write_text
+from coop_core.judging.classifier import LinearClassifier
+from coop_core.judging.evaluation import Evaluation, evaluate
 from coop_core.params import Params, load_params
-from coop_core.split import Split, read_split
 from pipelines import console, paths
 
 BASELINES = ("zero-shot", "prompt ensemble", "linear probe")

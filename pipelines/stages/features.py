@@ -2,10 +2,10 @@
 
 import logging
 
-from coop_core.features import extract_features, features_card
+from coop_core.data.split import read_split
+from coop_core.features.extract import extract_features, features_card
 from coop_core.files import write_json
 from coop_core.params import load_params
-from coop_core.split import read_split
 from pipelines import console, paths
 from pipelines.settings import choose_device, load_settings
 

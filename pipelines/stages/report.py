@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from coop_core import pictures
-from coop_core.dataset import read_dataset
+from coop_core.data.dataset import read_dataset
+from coop_core.data.images import read_image
 from coop_core.errors import ArtifactError
 from coop_core.files import read_json
-from coop_core.findings import best_baseline
-from coop_core.images import read_image
-from coop_core.report import write_report
+from coop_core.report import pictures
+from coop_core.report.findings import best_baseline
+from coop_core.report.page import write_report
 from pipelines import console, paths
 
 _SAMPLES = 3

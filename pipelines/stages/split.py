@@ -1,8 +1,8 @@
 """split: data/raw -> artifacts/split.json, the images that train, validate and test."""
 
-from coop_core.dataset import read_dataset
+from coop_core.data.dataset import read_dataset
+from coop_core.data.split import few_shot_split, write_split
 from coop_core.params import load_params
-from coop_core.split import few_shot_split, write_split
 from pipelines import console, paths
 
 

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from coop_core.artifact import read_artifact, write_card
-from coop_core.dataset import read_dataset
+from coop_core.data.dataset import read_dataset
+from coop_core.data.split import Split, SplitImage, read_split
 from coop_core.errors import ArtifactError
 from coop_core.files import digest_json, read_json, write_json
 from coop_core.params import flat, load_params
-from coop_core.split import Split, SplitImage, read_split
 from pipelines import console, paths
+from pipelines.records.tracking import DatasetInput, RunRecord, run_link, track
 from pipelines.settings import load_settings
 from pipelines.stages.report import read_table
 from pipelines.summary import headline_table
-from pipelines.tracking import DatasetInput, RunRecord, run_link, track
 
 
 def main() -> None:

@@ -14,12 +14,12 @@ import torch
 
 from coop_core.artifact import Artifact, make_card, read_artifact, write_artifact
 from coop_core.backbone import Backbone
-from coop_core.features import feature_key, load_features, normalised
+from coop_core.data.split import Split, read_split
+from coop_core.features.extract import feature_key, load_features, normalised
 from coop_core.files import digest_json, write_json, write_text
-from coop_core.interpretation import nearest_words
 from coop_core.methods import load_method
 from coop_core.params import Params, load_params
-from coop_core.split import Split, read_split
+from coop_core.prompts.interpretation import nearest_words
 from coop_core.training import Checkpoint, Epoch, fit, generator_for
 from pipelines import console, paths
 from pipelines.revision import code_revision, core_digest

@@ -1,0 +1,158 @@
+"""Few-shot split: a data set -> k training images a class, chosen by seed, with validation and test images.
+
+The order in which a class's images are taken is a hash of seed and image digest. It depends on nothing else:
+not on file names, other classes, the library or a global random state; and the images of fewer shots are part
+of those of more.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+from coop_core.data.dataset import Dataset, LabelledImage
+from coop_core.errors import SplitError
+from coop_core.files import digest_bytes, digest_json, read_json, write_json
+
+MAX_VALIDATION_SHOTS = 4
+"""Validation images a class are min(shots, 4), as in CoOp."""
+
+
+@dataclass(frozen=True)
+class SplitImage:
+    path: str
+    label: int
+    """Position in the split's own class names."""
+    digest: str
+
+
+@dataclass(frozen=True)
+class Split:
+    dataset_name: str
+    dataset_digest: str
+    template: str
+    class_names: tuple[str, ...]
+    shots: int
+    seed: int
+    classes: str
+    train: tuple[SplitImage, ...]
+    """Round by round: the first image of every class, then the second, so that fewer shots are a prefix."""
+    val: tuple[SplitImage, ...]
+    test: tuple[SplitImage, ...]
+
+    def shots_subset(self, shots: int) -> tuple[SplitImage, ...]:
+        """The training images of fewer shots."""
+        return self.train[: shots * len(self.class_names)]
+
+    @property
+    def test_digest(self) -> str:
+        """Equal for two runs exactly when they are judged on the same images, labels and class names."""
+        return _images_digest(self.class_names, self.test)
+
+    @property
+    def train_digest(self) -> str:
+        return _images_digest(self.class_names, self.train)
+
+    @property
+    def val_digest(self) -> str:
+        return _images_digest(self.class_names, self.val)
+
+
+def few_shot_split(
+    dataset: Dataset,
+    *,
+    shots: int,
+    seed: int,
+    classes: Literal["all", "base", "new"] = "all",
+    test_per_class: int | None = None,
+) -> Split:
+    """Choose the images that train, validate and test.
+
+    Validation images come from the data set's own val subset, else from the training images that were not
+    taken. Test images are limited to `test_per_class` by a choice that does not depend on the seed, so that
+    runs of different seeds are judged on the same images. Copies of an image within a class count once. Base
+    and new classes are the first ceil(c/2) labels and the rest, relabelled from 0 (CoCoOp, Zhou et al. 2022,
+    section 4.1).
+
+    Raises
+    ------
+    SplitError
+        When classes have too few images, all of them in one message.
+    """
+    labels = _class_labels(len(dataset.class_names), classes)
+    relabelled = {label: position for position, label in enumerate(labels)}
+    found: dict[tuple[int, str], list[LabelledImage]] = defaultdict(list)
+    for image in dataset.images:
+        if image.label in relabelled:
+            found[relabelled[image.label], image.subset].append(image)
+    pools = defaultdict(list, {key: _without_copies(images) for key, images in found.items()})
+    names = tuple(dataset.class_names[label] for label in labels)
+    own_val = any(subset == "val" for _, subset in pools)
+    val_shots = min(shots, MAX_VALIDATION_SHOTS)
+    _check_pools(pools, names, shots=shots, reserve=0 if own_val else val_shots)
+    train_rounds: list[list[SplitImage]] = [[] for _ in range(shots)]
+    val: list[SplitImage] = []
+    test: list[SplitImage] = []
+    for label in range(len(names)):
+        ordered = _ordered(pools[label, "train"], label, seed=str(seed))
+        for taken, chosen in zip(train_rounds, ordered[:shots], strict=True):
+            taken.append(chosen)
+        spare = _ordered(pools[label, "val"], label, seed=str(seed)) if own_val else ordered[shots:]
+        val += spare[:val_shots]
+        test += _ordered(pools[label, "test"], label, seed="test")[:test_per_class]
+    train = tuple(chosen for taken in train_rounds for chosen in taken)
+    return Split(
+        dataset.name, dataset.digest, dataset.template, names, shots, seed, classes, train, tuple(val), tuple(test)
+    )
+
+
+def write_split(path: Path, split: Split) -> None:
+    tree = asdict(split)
+    digests = {f"{name}_digest": getattr(split, f"{name}_digest") for name in ("train", "val", "test")}
+    write_json(path, {**tree, **digests, "digest": digest_json(tree)})
+
+
+def read_split(path: Path) -> Split:
+    """Read what `write_split` wrote; a split that was edited by hand is refused."""
+    tree = read_json(path)
+    fields = {name: tree[name] for name in Split.__dataclass_fields__ if name in tree}
+    if digest_json(fields) != tree.get("digest"):
+        raise SplitError(f"{path} does not carry the digest of its own content: run `dvc repro -f split`")
+    for subset in ("train", "val", "test"):
+        fields[subset] = tuple(SplitImage(**image) for image in fields[subset])
+    return Split(**{**fields, "class_names": tuple(fields["class_names"])})
+
+
+def _class_labels(count: int, classes: str) -> range:
+    half = ceil(count / 2)
+    return {"all": range(count), "base": range(half), "new": range(half, count)}[classes]
+
+
+def _check_pools(
+    pools: dict[tuple[int, str], list[LabelledImage]], names: Sequence[str], *, shots: int, reserve: int
+) -> None:
+    few = [(name, len(pools[label, "train"])) for label, name in enumerate(names)
+           if len(pools[label, "train"]) < shots + reserve]  # fmt: skip
+    if few:
+        spare = f" and {reserve} validation" if reserve else ""
+        found = ", ".join(f"{name!r} has {count}" for name, count in few[:10]) + (", ..." if len(few) > 10 else "")
+        raise SplitError(
+            f"split.shots {shots} needs {shots} training{spare} images a class, but {found}: "
+            "lower split.shots or add images"
+        )
+
+
+def _without_copies(images: Iterable[LabelledImage]) -> list[LabelledImage]:
+    """One image a digest, the first by path."""
+    return list({image.digest: image for image in sorted(images, key=lambda i: i.path, reverse=True)}.values())
+
+
+def _ordered(images: Iterable[LabelledImage], label: int, *, seed: str) -> list[SplitImage]:
+    ranked = sorted(images, key=lambda image: (digest_bytes(f"{seed}:{image.digest}".encode()), image.path))
+    return [SplitImage(image.path, label, image.digest) for image in ranked]
+
+
+def _images_digest(class_names: Sequence[str], images: Iterable[SplitImage]) -> str:
+    return digest_json([list(class_names), sorted((image.digest, image.label) for image in images)])

@@ -1,0 +1,1 @@
+"""Images -> what the frozen image tower says of them, computed once."""

@@ -1,0 +1,165 @@
+"""Features: images of a split -> what the frozen image tower says of them, computed once."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coop_core.backbone import Backbone
+from coop_core.data.images import ImageTransform, decoded
+from coop_core.data.split import Split, SplitImage
+from coop_core.errors import ArtifactError, BackboneError
+from coop_core.features.store import FeatureStore
+from coop_core.files import digest_json, read_array, read_json, write_array_in_pieces
+
+Request = tuple[SplitImage, int]
+"""An image and the number of its view."""
+_AHEAD = 2
+"""Batches that are decoded ahead of the model."""
+_ROWS = 1024
+"""Rows that are copied from the store at a time."""
+
+
+def extract_features(
+    backbone: Backbone,
+    images: Sequence[SplitImage],
+    *,
+    root: Path,
+    target: Path,
+    store_folder: Path,
+    views: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: Callable[[int], object] = lambda done: None,
+) -> None:
+    """Write image tower outputs (n, views, d), float32, not normalised (the linear probe wants them so), to a npy file.
+
+    View 0 is the test transform, the others are augmented by `seed`. Rows come from the store below
+    `store_folder` where it has them; the others are computed, decoding while the model runs, and kept there.
+    `target` is whole or absent. In memory are the images' keys and a few batches, however many images there are.
+    """
+    store = FeatureStore(store_folder / feature_key(backbone))
+    names = ["0", *(f"{seed}:{view}" for view in range(1, views))]
+    keys = [(image.digest, name) for image in images for name in names]
+    missing = store.missing(keys)
+    done = len(keys) - len(missing)
+    progress(done)
+    todo = ((images[position // views], position % views) for position in missing)
+    upcoming = iter(missing)
+    for pixels in _batches(backbone, todo, root=root, seed=seed, batch_size=batch_size):
+        features = backbone.encode_images(pixels.to(backbone.device, non_blocking=True)).cpu().numpy()
+        positions = list(islice(upcoming, len(features)))
+        _check_finite(features, [images[position // views] for position in positions], backbone)
+        store.add([keys[position] for position in positions], features)
+        done += len(features)
+        progress(done)
+    width = store.width or feature_width(backbone)                               # asked only of an empty store
+    rows = (store.get(keys[start : start + _ROWS]) for start in range(0, len(keys), _ROWS))
+    write_array_in_pieces(target, rows, shape=(len(images), views, width), dtype=np.float32)
+
+
+def features_card(backbone: Backbone, split: Split, *, views: int) -> dict[str, Any]:
+    """What the features of a split were made from, by digest; every consumer compares it (`load_features`)."""
+    return {
+        "backbone": backbone.name,
+        "weights_digest": backbone.weights_digest,
+        "transform_digest": backbone.transform.digest,
+        "feature_key": feature_key(backbone),
+        "train_digest": split.train_digest,
+        "val_digest": split.val_digest,
+        "test_digest": split.test_digest,
+        "seed": split.seed,
+        "views": views,
+    }
+
+
+def load_features(folder: Path, subset: Literal["train", "val", "test"], split: Split, *, key: str) -> np.ndarray:
+    """What the features stage wrote for one subset (n, views, d), mapped into memory.
+
+    `key` is `feature_key` of the backbone that the consumer works with.
+
+    Raises
+    ------
+    ArtifactError
+        When the features are of another split, or of other weights or another preparation of images.
+    """
+    card = read_json(folder / "card.json")
+    features = read_array(folder / f"{subset}.npy")
+    ours = {f"{name}_digest": getattr(split, f"{name}_digest") for name in ("train", "val", "test")}
+    ours["seed"] = split.seed
+    if {name: card.get(name) for name in ours} != ours or len(features) != len(getattr(split, subset)):
+        raise ArtifactError(f"{folder} holds the features of another split: run `dvc repro features`")
+    if card.get("feature_key") != key:
+        raise ArtifactError(f"{folder} holds features that {card.get('backbone')} computed with other weights or from "
+                            "images prepared in another way: run `dvc repro -f features`")  # fmt: skip
+    if features.shape[1] != (card["views"] if subset == "train" else 1):
+        raise ArtifactError(f"{folder}/{subset}.npy has {features.shape[1]} views, not those of its card: "
+                            "run `dvc repro -f features`")  # fmt: skip
+    return features
+
+
+def normalised(features: np.ndarray, *, device: torch.device | str = "cpu") -> Tensor:
+    """Image tower outputs (..., d) -> L2-normalised image features, float32."""
+    return torch.nn.functional.normalize(torch.from_numpy(np.array(features)).float(), dim=-1).to(device)
+
+
+def feature_key(backbone: Backbone) -> str:
+    """What decides a feature besides the image: the weights and the transform."""
+    return key_of(backbone.weights_digest, backbone.transform)
+
+
+def key_of(weights_digest: str, transform: ImageTransform) -> str:
+    """`feature_key` of a backbone that is known by its card."""
+    return digest_json([weights_digest, transform.digest])[:16]
+
+
+def feature_width(backbone: Backbone) -> int:
+    size = backbone.transform.size
+    return backbone.encode_images(torch.zeros(1, 3, size, size)).shape[1]
+
+
+def _check_finite(features: np.ndarray, images: Sequence[SplitImage], backbone: Backbone) -> None:
+    wrong = [image.path for image, row in zip(images, features, strict=True) if not np.isfinite(row).all()]
+    if wrong:
+        raise BackboneError(f"{backbone.name} computes features that are no numbers for {', '.join(wrong[:3])}: "
+                            "set backbone.image_precision: float32, or another checkpoint")  # fmt: skip
+
+
+def _batches(
+    backbone: Backbone, requests: Iterable[Request], *, root: Path, seed: int, batch_size: int
+) -> Iterator[Tensor]:
+    """Decode ahead of the model, in as many threads as there are cores -> pixels (b, 3, size, size).
+
+    The threads write into the batch itself, page-locked for a CUDA device, which then copies it while others decode.
+    """
+    size, remaining = backbone.transform.size, iter(requests)
+
+    def decode(request: Request, row: np.ndarray) -> None:
+        image, view = request
+        with decoded(root / image.path) as found:
+            backbone.transform.view(found.image, view=view, seed=seed, image_digest=image.digest, out=row)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
+        while batch := list(islice(remaining, batch_size)):
+            pixels = torch.empty(len(batch), 3, size, size, pin_memory=backbone.device.type == "cuda")
+            rows = zip(batch, pixels.numpy(), strict=True)
+            waiting.append((pixels, [pool.submit(decode, request, row) for request, row in rows]))
+            if len(waiting) > _AHEAD:
+                yield _decoded(*waiting.popleft())
+        while waiting:
+            yield _decoded(*waiting.popleft())
+
+
+def _decoded(pixels: Tensor, rows: Sequence[Future[None]]) -> Tensor:
+    """The batch when all its rows are there; an image that cannot be read is raised here."""
+    for row in rows:
+        row.result()
+    return pixels

@@ -1,0 +1,140 @@
+"""Gate: a candidate's and the champion's answers to the same test images -> promote or leave, with every reason.
+
+The candidate must beat zero-shot, must not be worse than the champion beyond chance on the same images (McNemar's
+exact test on the images the two answer differently, McNemar 1947), and no class may fall by more than allowed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from coop_core.data.dataset import distinct
+from coop_core.errors import GateError
+
+
+@dataclass(frozen=True)
+class Policy:
+    min_gain_over_zero_shot: float
+    """Fraction of the test images by which a candidate must beat the zero-shot baseline."""
+    significance: float
+    """A candidate is worse when so clear a difference against it would be rarer than this by chance."""
+    max_class_drop: float
+    """By how much of its test images a class may fall against the champion."""
+    min_images_a_class: int
+    """Classes with fewer test images are not judged one by one: one image more or less says nothing."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one version answered to the test images."""
+
+    version: str
+    test_digest: str
+    class_names: tuple[str, ...]
+    labels: tuple[int, ...]
+    predicted: tuple[int, ...]
+    zero_shot_accuracy: float
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.hits) / len(self.labels)
+
+    @property
+    def hits(self) -> list[bool]:
+        return [label == predicted for label, predicted in zip(self.labels, self.predicted, strict=True)]
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    passed: bool
+    value: float
+    limit: float
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    promote: bool
+    candidate: str
+    champion: str | None
+    checks: tuple[Check, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def decide(candidate: Answers, champion: Answers | None, policy: Policy) -> Decision:
+    """Judge a candidate; without a champion it has only zero-shot to beat.
+
+    Raises
+    ------
+    GateError
+        When the two were judged on different images or classes: there is nothing to compare.
+    """
+    checks = [_gain(candidate, policy)]
+    if champion is not None:
+        ours, theirs = (candidate.test_digest, candidate.class_names), (champion.test_digest, champion.class_names)
+        if ours != theirs or candidate.labels != champion.labels:
+            raise GateError(
+                f"candidate {candidate.version} and champion {champion.version} were judged on different test images "
+                "or classes: evaluate both on the same split, or promote with --without-comparison"
+            )
+        checks += [_not_worse(candidate, champion, policy), _classes(candidate, champion, policy)]
+    names = candidate.version, None if champion is None else champion.version
+    return Decision(all(check.passed for check in checks), *names, tuple(checks))
+
+
+def mcnemar_worse(wins: int, losses: int) -> float:
+    """One-sided exact p-value that so many losses among the images answered differently are chance."""
+    from scipy.stats import binomtest
+
+    n = wins + losses
+    return float(binomtest(losses, n, alternative="greater").pvalue) if n else 1.0
+
+
+def _gain(candidate: Answers, policy: Policy) -> Check:
+    gain = candidate.accuracy - candidate.zero_shot_accuracy
+    limit = policy.min_gain_over_zero_shot
+    return Check(
+        "gain over zero-shot", gain > limit, gain, limit,
+        f"{_percent(candidate.accuracy)} against zero-shot's {_percent(candidate.zero_shot_accuracy)} "
+        f"({100 * gain:+.1f} points; more than {100 * limit:.1f} asked for)",
+    )  # fmt: skip
+
+
+def _not_worse(candidate: Answers, champion: Answers, policy: Policy) -> Check:
+    pairs = list(zip(candidate.hits, champion.hits, strict=True))
+    wins, losses = (sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))
+    p = mcnemar_worse(wins, losses)
+    return Check(
+        "not worse than the champion", p >= policy.significance, p, policy.significance,
+        f"{_percent(candidate.accuracy)} against the champion's {_percent(champion.accuracy)}: {wins} images won, "
+        f"{losses} lost, p = {p:.3g} (at least {policy.significance:g} asked for)",
+    )  # fmt: skip
+
+
+def _classes(candidate: Answers, champion: Answers, policy: Policy) -> Check:
+    drops = {  # by label: two classes may bear one name
+        label: (sum(_of(champion, label)) - sum(_of(candidate, label))) / len(_of(candidate, label))
+        for label in range(len(candidate.class_names))
+        if len(_of(candidate, label)) >= policy.min_images_a_class
+    }
+    worst = max(drops, key=lambda label: drops[label], default=None)
+    if worst is None:
+        drop, said = 0.0, "no class has enough test images"
+    else:
+        drop, name = drops[worst], distinct(candidate.class_names)[worst]
+        said = f"{name} falls by {100 * drop:.1f} points" if drop > 0 else "no class falls"
+    return Check(
+        "no class falls too far", drop <= policy.max_class_drop, drop, policy.max_class_drop,
+        f"{said} (at most {100 * policy.max_class_drop:.1f} allowed)",
+    )  # fmt: skip
+
+
+def _of(answers: Answers, label: int) -> Sequence[bool]:
+    return [hit for hit, own in zip(answers.hits, answers.labels, strict=True) if own == label]
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"

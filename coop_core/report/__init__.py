@@ -1,0 +1,1 @@
+"""Everything that was found -> one page and its pictures."""

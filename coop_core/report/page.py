@@ -1,0 +1,278 @@
+"""Report: the numbers of a run, its images and its card -> one HTML page that needs nothing else."""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from coop_core.data.images import read_image
+from coop_core.files import write_text
+from coop_core.report import pictures
+from coop_core.report.findings import ZERO_SHOT, best_baseline, percent, points, shortcomings, summary
+from coop_core.report.style import shown_name
+
+_WIDTHS = {"wide": pictures.WIDE, "narrow": pictures.NARROW}
+_SIZED = ("few_shot", "training", "confusion", "classes")
+"""Pictures that are drawn for a wide page and for a narrow one; the page shows the one that fits."""
+_WITHOUT_TRAINING = (ZERO_SHOT, "prompt ensemble")
+"""Baselines that are the same for every number of shots."""
+_GALLERY_CLASSES = 4
+_GALLERY_IMAGES = 7
+_THUMBNAIL = 96
+"""Longer side in pixels."""
+_FREQUENT_CONFUSIONS = 8
+_LISTED_CLASSES = 40
+"""Up to here every class has its own bar and row; beyond, the lowest and highest 20."""
+_NEARLY_CALIBRATED = 0.02
+"""Up to this difference of mean confidence and accuracy, a classifier is called as confident as it is right."""
+_TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def write_report(
+    path: Path,
+    *,
+    evaluations: dict[str, Any],
+    curve: Sequence[dict[str, Any]],
+    predictions: Sequence[dict[str, Any]],
+    words: dict[str, Any] | None,
+    card: dict[str, Any],
+    baseline_card: dict[str, Any],
+    dataset_about: dict[str, Any],
+    image_root: Path,
+) -> None:
+    """Write the page; equal inputs give equal bytes.
+
+    Parameters
+    ----------
+    evaluations
+        The evaluation file: class_names, shots, method, few_shot_curve, and `Evaluation.as_dict` by classifier.
+    curve
+        `training.Epoch` rows as dicts.
+    predictions
+        path (below image_root), label, predicted and confidence of the learned method, for each test image.
+    words
+        `interpretation.nearest_words`, or None when the context is class-specific.
+    card, baseline_card
+        What made the artefact and the baselines.
+    dataset_about
+        `Dataset.about` with name and counts.
+
+    Raises
+    ------
+    DatasetError
+        When an image that is to be shown cannot be read.
+    """
+    learned = evaluations["classifiers"][evaluations["method"]]
+    names = evaluations["class_names"]
+    confusion = np.asarray(learned["confusion"])                                  # (c, c)
+    context = {
+        "evaluations": evaluations,
+        "method": shown_name(evaluations["method"]),
+        "learned": learned,
+        "summary": summary(evaluations),
+        "shortcomings": shortcomings(evaluations, curve),
+        "best": best_baseline(evaluations),
+        "rows": _rows(evaluations),
+        "galleries": _galleries(confusion, names, predictions, image_root),
+        "figures": _figures(evaluations, curve),
+        "epochs": len(curve),
+        "confusions": _frequent_confusions(confusion, names),
+        "listed_classes": _LISTED_CLASSES,
+        "words": _nearest_words(words),
+        "confidence": _mean_confidence(learned),
+        "nearly_calibrated": _NEARLY_CALIBRATED,
+        "card": card,
+        "origin": _origin(card, baseline_card),
+        "dataset": dataset_about,
+        "totals": _totals(dataset_about.get("counts", {})),
+    }
+    write_text(path, _environment().get_template("report.html.jinja").render(context))
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # class names, titles and notes are other people's words
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": percent, "points": points}
+    return environment
+
+
+def _rows(evaluations: dict[str, Any]) -> list[dict[str, Any]]:
+    found = evaluations["classifiers"]
+    return [
+        {
+            "name": shown_name(name),
+            "is_learned": name == evaluations["method"],
+            "change": None if name == ZERO_SHOT else each["accuracy"] - found[ZERO_SHOT]["accuracy"],
+            **each,
+        }
+        for name, each in found.items()
+    ]
+
+
+def _figures(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Each picture as SVG by the page it is for, wide or narrow; a small one suits both. Without data, it has none."""
+    found, method = evaluations["classifiers"], evaluations["method"]
+    reliability = {"reliability": method, "best_reliability": best_baseline(evaluations)}
+    sizes = {size: _sized_figures(evaluations, curve, width) for size, width in _WIDTHS.items()}
+    return {
+        **{name: {size: svgs[name] for size, svgs in sizes.items() if name in svgs} for name in _SIZED},
+        **{
+            name: {"small": pictures.as_svg(pictures.reliability_diagram(found[each], shown_name(each)))}
+            for name, each in reliability.items()
+        },
+    }
+
+
+def _sized_figures(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]], width: float) -> dict[str, str]:
+    found, method, rows = evaluations["classifiers"], evaluations["method"], evaluations["few_shot_curve"]
+    learned, best = found[method], best_baseline(evaluations)
+    figures = {
+        "confusion": pictures.confusion_matrix(learned["confusion"], evaluations["class_names"], width=width),
+        "classes": pictures.class_accuracy_bars(
+            _lowest_and_highest(learned["class_accuracy"]), found[best]["class_accuracy"],
+            name=method, baseline_name=best, width=width,
+        ),
+    }  # fmt: skip
+    if len(rows) > 1:
+        is_drawn = best in _WITHOUT_TRAINING or any(best in row for row in rows)
+        figures["few_shot"] = pictures.few_shot_curve(
+            rows, found[ZERO_SHOT]["accuracy"], width=width,
+            best_baseline=(best, found[best]["accuracy"]) if is_drawn else None,
+        )  # fmt: skip
+    if curve:
+        figures["training"] = pictures.training_curve(curve, width=width)
+    return {name: pictures.as_svg(figure) for name, figure in figures.items()}
+
+
+def _lowest_and_highest(accuracies: Mapping[str, float]) -> dict[str, float]:
+    if len(accuracies) <= _LISTED_CLASSES:
+        return dict(accuracies)
+    ordered = sorted(accuracies, key=lambda name: (accuracies[name], name))
+    kept = ordered[: _LISTED_CLASSES // 2] + ordered[-_LISTED_CLASSES // 2 :]
+    return {name: accuracies[name] for name in kept}
+
+
+def _frequent_confusions(confusion: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    wrong = confusion - np.diag(confusion.diagonal())
+    pairs = sorted(np.argwhere(wrong).tolist(), key=lambda pair: (-wrong[tuple(pair)], pair))
+    return [
+        {
+            "true": names[true],
+            "predicted": names[predicted],
+            "count": int(wrong[true, predicted]),
+            "share": wrong[true, predicted] / confusion[true].sum(),
+        }
+        for true, predicted in pairs[:_FREQUENT_CONFUSIONS]
+    ]
+
+
+def _galleries(
+    confusion: np.ndarray, names: Sequence[str], predictions: Sequence[dict[str, Any]], image_root: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """The worst classes with mistakes, the best ones with hits; in both the most confident answers first."""
+    tested = confusion.sum(axis=1)
+    accuracy = confusion.diagonal() / np.maximum(tested, 1)
+    ordered = sorted(np.flatnonzero(tested).tolist(), key=lambda label: (accuracy[label], label))
+    each = min(_GALLERY_CLASSES, max(1, len(ordered) // 2))
+    worst = [label for label in ordered[:each] if accuracy[label] < 1]
+    best = [label for label in ordered[::-1][:each] if accuracy[label] > 0]
+    answers = sorted(predictions, key=lambda answer: (-answer["confidence"], answer["path"]))
+
+    def gallery(label: int, *, hits: bool) -> dict[str, Any]:
+        fitting = [a for a in answers if a["label"] == label and (a["predicted"] == label) == hits]
+        images = [
+            {**a, "source": _thumbnail(image_root / a["path"]), "predicted": names[a["predicted"]]}
+            for a in fitting[:_GALLERY_IMAGES]
+        ]
+        return {"name": names[label], "accuracy": accuracy[label], "count": int(tested[label]), "images": images}
+
+    return {
+        "worst": [gallery(label, hits=False) for label in worst],
+        "best": [gallery(label, hits=True) for label in best],
+    }
+
+
+def _thumbnail(path: Path) -> str:
+    """An image as a small JPEG in a data URI."""
+    image = read_image(path)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _nearest_words(words: dict[str, Any] | None) -> dict[str, Any] | None:
+    if words is None:
+        return None
+    between = words["between_words"]
+    rows = [
+        {"words": found, "norm": norm, "ratio": found[0]["distance"] / between if between else None}
+        for found, norm in zip(words["vectors"], words["norms"], strict=True)
+    ]
+    near = sum(found[0]["distance"] <= between for found in words["vectors"])
+    alike = len(rows) > 1 and len({frozenset(each["word"] for each in found) for found in words["vectors"]}) == 1
+    return {"rows": rows, "between": between, "near": near, "alike": alike}
+
+
+def _mean_confidence(evaluation: dict[str, Any]) -> float:
+    return sum(found["count"] * found["confidence"] for found in evaluation["calibration"]) / evaluation["n"]
+
+
+def _origin(card: dict[str, Any], baseline_card: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cards as titled lists of (key, text)."""
+    groups = {
+        "Method": card["method"],
+        "Backbone": card["backbone"],
+        "Data": card["data"],
+        "Learned tensors": {name: f" {_TIMES} ".join(map(str, shape)) for name, shape in card["learned"].items()},
+        "Digests": card.get("digests", {}),
+        "Training": card["training"],
+        "Engine": card["engine"],
+        "Baselines": baseline_card,
+        "Libraries": card["libraries"],
+        "Code": {"revision": card["code_revision"]},
+        "Parameters": card["params"],
+    }
+    return [{"title": title, "rows": list(_flat(group))} for title, group in groups.items() if group]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        between = "\n" if any(isinstance(each, str) for each in value) else ", "
+        return between.join(map(_text, value)) or "none"
+    return str(value)
+
+
+def _totals(counts: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
+    """Images of each subset over all classes, with the smallest and the largest class."""
+    subsets = list(dict.fromkeys(subset for found in counts.values() for subset in found))
+    columns = {subset: [found.get(subset, 0) for found in counts.values()] for subset in subsets}
+    return [
+        {"subset": subset, "total": sum(column), "least": min(column), "most": max(column)}
+        for subset, column in columns.items()
+        if sum(column)
+    ]

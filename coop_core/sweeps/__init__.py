@@ -1,0 +1,1 @@
+"""A parameter space -> trials, and trials -> scores."""

@@ -1,0 +1,1 @@
+"""From a registered candidate to the version that answers, and back."""

@@ -1,0 +1,170 @@
+"""Promotion: a registered candidate -> judged by the gate -> the champion that answers, and back again."""
+
+import csv
+import getpass
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from coop_core.errors import GateError
+from coop_core.files import read_json
+from coop_core.judging.gate import Answers, Decision, Policy, decide
+from pipelines.records.tracking import (
+    CANDIDATE,
+    CHAMPION,
+    Claim,
+    RegisteredVersion,
+    claim_promotion,
+    fetch_evaluation,
+    find_version,
+    list_events,
+    record_decision,
+    set_champion,
+)
+from pipelines.settings import Settings
+
+
+def promote(
+    settings: Settings, policy: Policy, *, version: str | None = None, compare: bool = True, by: str | None = None
+) -> Decision:
+    """Judge a version (the candidate unless a number is given) and make it champion if the gate lets it pass.
+
+    `by` is who or what decided; the user of this process unless told.
+
+    Raises
+    ------
+    GateError
+        When there is nothing to judge, or another promotion is under way.
+    """
+    by = by or getpass.getuser()
+    with claim_promotion(settings, by=by) as claim:
+        candidate, champion, decision = _judge(settings, policy, version, compare)
+        if decision.promote:
+            _move(candidate, champion, "promote", settings, claim, by, decision.as_dict())
+    return decision
+
+
+def judge(settings: Settings, policy: Policy, *, version: str | None = None, compare: bool = True) -> Decision:
+    """What the gate says of a version now; nothing is promoted.
+
+    Raises
+    ------
+    GateError
+        When there is nothing to judge.
+    """
+    return _judge(settings, policy, version, compare)[2]
+
+
+def _judge(
+    settings: Settings, policy: Policy, version: str | None, compare: bool
+) -> tuple[RegisteredVersion, RegisteredVersion | None, Decision]:
+    candidate = _find(version or CANDIDATE, settings)
+    champion = find_version(CHAMPION, settings)
+    if champion and champion.number == candidate.number:
+        raise GateError(f"version {candidate.number} is the champion already: nothing to promote")
+    judged_against = fetch_answers(champion, settings) if champion and compare else None
+    decision = decide(fetch_answers(candidate, settings), judged_against, policy)
+    record_decision(candidate, _time(), decision.as_dict(), settings)
+    return candidate, champion, decision
+
+
+def rollback(settings: Settings) -> tuple[str, str]:
+    """Make the champion before this one champion again -> (from, to).
+
+    Raises
+    ------
+    GateError
+        When there is no champion, or none before it.
+    """
+    by = getpass.getuser()
+    with claim_promotion(settings, by=by, at_once=True) as claim:
+        champion, events = _find(CHAMPION, settings), history(settings)
+        if events and champion.number not in {event["version"] for event in events}:
+            raise GateError(f"version {champion.number} was made champion outside coop, so what was before it is not "
+                            "on record: name the one to go back to with `coop promote --version`")  # fmt: skip
+        before = previous_champion(events, champion.number)
+        if before is None:
+            raise GateError(f"version {champion.number} is the first champion: promote another with `coop promote`")
+        version = _find(before, settings)
+        _move(version, champion, "rollback", settings, claim, by, None)
+    return champion.number, before
+
+
+def history(settings: Settings) -> list[dict[str, Any]]:
+    """Every change of the champion, oldest first; one that was cut short before the alias moved is marked.
+
+    Each has time, action, version, previous, by, and carried_out.
+    """
+    events = list_events(settings)
+    champion = find_version(CHAMPION, settings)
+    now = champion.number if champion else None
+    following = [*(event["previous"] for event in events), now][1:]
+    return [{**event, "carried_out": event["version"] == after}
+            for event, after in zip(events, following, strict=True)]  # fmt: skip
+
+
+def previous_champion(events: list[dict[str, Any]], champion: str) -> str | None:
+    """The version that was replaced when this champion was last promoted; a rollback does not count as such."""
+    for event in reversed(events):
+        if event["carried_out"] and event["action"] == "promote" and event["version"] == champion:
+            return event["previous"]
+    return None
+
+
+def was_champion(settings: Settings, number: str) -> bool:
+    """Whether a version answered before and does not now: it was replaced, or rolled back."""
+    champion = find_version(CHAMPION, settings)
+    if champion is not None and champion.number == number:
+        return False
+    return any(event["carried_out"] and number in (event["version"], event["previous"]) for event in history(settings))
+
+
+def fetch_answers(version: RegisteredVersion, settings: Settings) -> Answers:
+    """A version's answers to its test images, as its run recorded them."""
+    with tempfile.TemporaryDirectory() as target:
+        folder = fetch_evaluation(version, settings, Path(target))
+        evaluation = read_json(folder / "evaluation.json")
+        with (folder / "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    return Answers(
+        version=version.number,
+        test_digest=evaluation["test_digest"],
+        class_names=tuple(evaluation["class_names"]),
+        labels=tuple(int(row["label"]) for row in rows),
+        predicted=tuple(int(row["predicted"]) for row in rows),
+        zero_shot_accuracy=evaluation["classifiers"]["zero-shot"]["accuracy"],
+    )
+
+
+def _find(reference: str, settings: Settings) -> RegisteredVersion:
+    found = find_version(reference, settings)
+    if found is None:
+        what = f"version {reference}" if reference.isdigit() else f"{reference}"
+        raise GateError(f"{settings.registered_model} has no {what} in the registry at {settings.tracking_uri}: "
+                        "`dvc repro` registers a candidate, `coop promote` makes it champion")  # fmt: skip
+    return found
+
+
+def _move(
+    version: RegisteredVersion,
+    champion: RegisteredVersion | None,
+    action: str,
+    settings: Settings,
+    claim: Claim,
+    by: str,
+    decision: dict[str, Any] | None,
+) -> None:
+    event = {
+        "time": _time(),
+        "action": action,
+        "version": version.number,
+        "previous": champion.number if champion else None,
+        "by": by,
+        "decision": decision,
+    }
+    set_champion(version, event, settings, claim)
+
+
+def _time() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S-%fZ")

@@ -1,0 +1,1 @@
+"""MLflow: runs, trials and the registry. Nothing else in the product talks to it."""

@@ -1,0 +1,85 @@
+"""A sweep for people: its standing in a line, its outcome as a table in the terminal and on Prefect's page."""
+
+from rich import box
+from rich.table import Table
+
+from coop_core.sweeps.sweep import Row, columns, short
+from pipelines import console
+from pipelines.records.trials import sweep_links
+from pipelines.settings import Settings
+from pipelines.sweeps.sweeping import Outcome, Standing
+
+_NOTE = "Percent, mean and sample standard deviation over seeds. Chosen by validation alone."
+
+
+def details(standing: Standing) -> str:
+    """What a progress bar says beside its count."""
+    parts = []
+    if standing.running:
+        share = sum(standing.running.values()) / len(standing.running)
+        parts.append(f"{len(standing.running)} training ({100 * share:.0f} %)")
+    if standing.found:
+        parts.append(f"{standing.found} on record before")
+    if standing.failures:
+        parts.append(f"{len(standing.failures)} failed")
+    return ", ".join(parts)
+
+
+def print_outcome(outcome: Outcome, settings: Settings) -> None:
+    head, lines = _cells(outcome)
+    numbers = head.index("seeds")
+    table = Table(title=f"sweep {outcome.name}", caption=_NOTE, box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, name in enumerate(head):
+        table.add_column(name, justify="right" if position >= numbers else "left", no_wrap=position >= numbers)
+    for row, line in zip(outcome.rows, lines, strict=True):
+        table.add_row(*line, style="bold green" if row == outcome.winner else None)
+    console.console.print(table)
+    standing, best = outcome.standing, outcome.winner
+    patch = outcome.folder / "winner.patch"
+    runs = [result.run_id for row in outcome.rows for result in row.results]
+    run_page, compare_page = sweep_links(settings, outcome.run_id, runs)
+    lines_below = [
+        f"{len(standing.results)} trials" + (f", {standing.found} of them on record before" if standing.found else "")
+        + f", {len(standing.failures)} failed",
+        *(f"failed      {reason}" for reason in sorted(set(standing.failures.values()))),
+        f"winner      {describe(best)}: validation {_percent(best, 'val_accuracy')}, test {_percent(best, 'accuracy')}",
+        f"make it     git apply {patch} && dvc repro" if outcome.values
+        else "make it     dvc repro  (params.yaml is the winner's already)",
+        f"files       {', '.join(str(path) for path in outcome.files)}",
+        f"MLflow      {run_page}",
+        f"compare     {compare_page}",
+        *([] if settings.tracking_uri.startswith("http") else ["            (after `make ui` or `make up`)"]),
+    ]  # fmt: skip
+    for line_below in lines_below:
+        console.console.print(line_below, highlight=False, soft_wrap=True, markup=False)
+
+
+def as_markdown(outcome: Outcome) -> str:
+    head, lines = _cells(outcome)
+    text = [f"# Sweep {outcome.name}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row, line in zip(outcome.rows, lines, strict=True):
+        text.append(f"| {' | '.join(f'**{cell}**' if row == outcome.winner else cell for cell in line)} |")
+    values = "\n".join(f"{name}: {value}" for name, value in outcome.values.items())
+    make_it = f"To make the winner, set in params.yaml and run `dvc repro`:\n\n```yaml\n{values}\n```"
+    return "\n".join([*text, "", _NOTE, "", make_it if values else "`dvc repro` makes the winner: params.yaml is its."])
+
+
+def describe(row: Row) -> str:
+    return ", ".join(f"{short(name)} {value}" for name, value in (columns(row.task) | columns(row.choice)).items())
+
+
+def _cells(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Column names, and a line for each choice on each task."""
+    varied = [columns(row.task) | columns(row.choice) for row in outcome.rows]
+    names = list(dict.fromkeys(name for values in varied for name in values))
+    lines = [
+        [*(values.get(name, "") for name in names), str(len(row.results)), _percent(row, "val_accuracy"),
+         _percent(row, "accuracy"), f"{100 * row.mean('zero_shot_accuracy'):.1f}"]
+        for row, values in zip(outcome.rows, varied, strict=True)
+    ]  # fmt: skip
+    return [*map(short, names), "seeds", "validation", "test", "zero-shot"], lines
+
+
+def _percent(row: Row, metric: str) -> str:
+    spread = f" ± {100 * row.spread(metric):.1f}" if len(row.results) > 1 else ""
+    return f"{100 * row.mean(metric):.1f}{spread}"
