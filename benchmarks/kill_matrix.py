@@ -34,8 +34,8 @@ from ruamel.yaml import YAML
 
 from coop_core.artifact import read_artifact
 from pipelines.environment import SERVICE_OF, make_login, use_prefect
+from pipelines.records.registry import fetch_prompt
 from pipelines.records.server import connected, pages
-from pipelines.records.tracking import fetch_prompt
 from pipelines.services.supervision import connect
 from pipelines.settings import Settings
 

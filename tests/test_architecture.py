@@ -46,7 +46,7 @@ INSIDE = {
     "coop_core.report": ["style", "pictures findings", "page"],
     "coop_core.sweeps": ["sweep", "trials"],
     "pipelines.sources": ["storage", "datasets"],
-    "pipelines.records": ["server prompt_model", "tracking trials"],
+    "pipelines.records": ["server prompt_model served", "claims trials", "registry", "runs"],
     "pipelines.services": ["supervision", "local"],
     "pipelines.sweeps": ["trainer", "trainers", "sweeping", "view"],
     "pipelines.champion": ["promotion", "retraining"],

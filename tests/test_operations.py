@@ -24,8 +24,8 @@ from kill_matrix import (
 from coop_core.files import read_json
 from pipelines.champion import promotion
 from pipelines.environment import make_login, use_prefect
+from pipelines.records.registry import CHAMPION, find_version
 from pipelines.records.server import connected
-from pipelines.records.tracking import CHAMPION, find_version
 
 pytestmark = pytest.mark.slow
 

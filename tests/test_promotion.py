@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 from coop_core.errors import GateError
 from coop_core.judging.gate import Policy
 from pipelines.champion import promotion
-from pipelines.records import tracking
+from pipelines.records import claims
+from pipelines.records.claims import claim_promotion
+from pipelines.records.registry import CANDIDATE, find_version, list_events
 from pipelines.records.server import connected
-from pipelines.records.tracking import CANDIDATE, claim_promotion, find_version, list_events
 from pipelines.settings import Settings
 
 # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.
@@ -165,7 +166,7 @@ def test_of_two_promotions_at_once_one_is_told(settings, register):
 def test_what_a_killed_promotion_left_gives_way(settings, register, monkeypatch):
     register(5)
     claim_promotion(settings, by="ann").__enter__()  # and never left
-    monkeypatch.setattr(tracking, "_CLAIM_SECONDS", -1)
+    monkeypatch.setattr(claims, "_CLAIM_SECONDS", -1)
 
     assert promotion.promote(settings, POLICY).promote
 
@@ -196,7 +197,7 @@ def test_a_promotion_that_was_overtaken_leaves_the_champion_alone(settings, regi
     register(5)
     slow = claim_promotion(settings, by="ann")
     claim = slow.__enter__()
-    monkeypatch.setattr(tracking, "_CLAIM_SECONDS", -1)
+    monkeypatch.setattr(claims, "_CLAIM_SECONDS", -1)
     with claim_promotion(settings, by="ben"), pytest.raises(GateError, match="took this one's place"):
         claim.confirm()
 

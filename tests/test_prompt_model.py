@@ -18,7 +18,7 @@ from PIL import EpsImagePlugin, Image
 from toy_images import toy_image
 from toy_prompt import write_prompt
 
-from pipelines.records import tracking
+from pipelines.records import served
 
 # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
@@ -49,7 +49,7 @@ def model(backbone, tmp_path_factory) -> Iterator[Any]:
 
         mlflow.pyfunc.save_model(
             folder / "model",
-            python_model=str(Path(tracking.__file__).with_name("prompt_model.py")),
+            python_model=str(Path(served.__file__).with_name("prompt_model.py")),
             artifacts={"prompt": str(folder / "prompt")},
             signature=signature(),
             pip_requirements=[],
@@ -61,7 +61,7 @@ def model(backbone, tmp_path_factory) -> Iterator[Any]:
 
 
 def signature() -> Any:
-    """As `tracking` registers it."""
+    """As `served` logs it."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 

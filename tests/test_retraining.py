@@ -16,8 +16,8 @@ from coop_core.errors import ServiceError
 from coop_core.judging.gate import Check, Decision
 from pipelines.champion import retraining
 from pipelines.champion.retraining import alone, judgement, reproduce, summary, waits_for_judgement
+from pipelines.records.registry import CANDIDATE, CHAMPION, GATE, mark_judged
 from pipelines.records.server import connected
-from pipelines.records.tracking import CANDIDATE, CHAMPION, GATE, mark_judged
 from pipelines.settings import Settings
 
 DVC = """

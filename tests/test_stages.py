@@ -29,7 +29,8 @@ from coop_core.files import read_tensors, write_tensors
 from coop_core.methods.coop import CoOp
 from coop_core.params import load_params
 from coop_core.training import Checkpoint, Epoch
-from pipelines.records.tracking import fetch_prompt, list_runs
+from pipelines.records.registry import fetch_prompt
+from pipelines.records.runs import list_runs
 from pipelines.settings import load_settings
 from pipelines.stages import baselines, download, evaluate, features, report, split, track, train
 

@@ -18,17 +18,9 @@ from toy_prompt import write_prompt
 from coop_core.artifact import read_artifact
 from coop_core.errors import ArtifactError, ServiceError
 from pipelines.commands.compare import print_runs, run_rows
-from pipelines.records.tracking import (
-    DatasetInput,
-    RunRecord,
-    Tracked,
-    compare_link,
-    connected,
-    fetch_prompt,
-    list_runs,
-    run_link,
-    track,
-)
+from pipelines.records.registry import fetch_prompt
+from pipelines.records.runs import DatasetInput, RunRecord, Tracked, compare_link, list_runs, run_link, track
+from pipelines.records.server import connected
 from pipelines.settings import Settings
 
 # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.

@@ -10,12 +10,11 @@ from typing import Any
 from coop_core.errors import GateError
 from coop_core.files import read_json
 from coop_core.judging.gate import Answers, Decision, Policy, decide
-from pipelines.records.tracking import (
+from pipelines.records.claims import Claim, claim_promotion
+from pipelines.records.registry import (
     CANDIDATE,
     CHAMPION,
-    Claim,
     RegisteredVersion,
-    claim_promotion,
     fetch_evaluation,
     find_version,
     list_events,

@@ -18,7 +18,8 @@ from coop_core.judging.gate import Decision, Policy
 from pipelines import locks, paths
 from pipelines.champion.promotion import judge, was_champion
 from pipelines.processes import Group
-from pipelines.records.tracking import CANDIDATE, CHAMPION, find_version, is_tied, tie_run
+from pipelines.records.registry import CANDIDATE, CHAMPION, find_version
+from pipelines.records.runs import is_tied, tie_run
 from pipelines.settings import Settings
 
 log = logging.getLogger(__name__)

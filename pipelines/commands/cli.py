@@ -64,7 +64,7 @@ def compare(
 ) -> None:
     """Show tracked runs as a table."""
     from pipelines.commands.compare import print_runs, run_rows
-    from pipelines.records.tracking import compare_link
+    from pipelines.records.runs import compare_link
     from pipelines.settings import load_settings
 
     settings = load_settings()

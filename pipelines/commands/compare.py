@@ -7,7 +7,7 @@ from rich.table import Table
 
 from coop_core.errors import ServiceError
 from pipelines.console import console
-from pipelines.records.tracking import list_runs
+from pipelines.records.runs import list_runs
 from pipelines.settings import Settings
 
 _ORDER = {"when": "start_time", "accuracy": "accuracy", "gain": "gain_over_zero_shot"}

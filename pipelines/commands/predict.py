@@ -116,7 +116,7 @@ def find_artifact(model: str, settings: Settings, workspace: Path) -> Path:
     if os.path.exists(os.path.join(model, "card.json")):
         return Path(model)
     if "@" in model or model.startswith("models:/") or (model.count("/") == 1 and model.rsplit("/", 1)[1].isdigit()):
-        from pipelines.records.tracking import fetch_prompt
+        from pipelines.records.registry import fetch_prompt
 
         return fetch_prompt(model, settings, workspace)
     raise ArtifactError(

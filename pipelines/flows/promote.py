@@ -15,7 +15,7 @@ from pipelines.champion.promotion import promote as promote_now
 from pipelines.champion.retraining import judged, judgement
 from pipelines.console import prepare
 from pipelines.flows.lifeline import end_with_worker
-from pipelines.records.tracking import CHAMPION, find_version, mark_judged
+from pipelines.records.registry import CHAMPION, find_version, mark_judged
 from pipelines.settings import Settings, load_settings
 
 _NAME_LENGTH = 100

@@ -17,7 +17,7 @@ from coop_core.errors import ArtifactError
 from coop_core.files import digest_json, read_json, write_json
 from coop_core.params import flat, load_params
 from pipelines import console, paths
-from pipelines.records.tracking import DatasetInput, RunRecord, run_link, track
+from pipelines.records.runs import DatasetInput, RunRecord, run_link, track
 from pipelines.settings import load_settings
 from pipelines.stages.report import read_table
 from pipelines.summary import headline_table

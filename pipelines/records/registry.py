@@ -1,0 +1,107 @@
+"""Registry: versions, their aliases and tags, and the champion's history."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coop_core.errors import ArtifactError
+from pipelines.records.claims import Claim
+from pipelines.records.server import connected
+from pipelines.settings import Settings
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+GATE = "gate"
+"""Tag of a version: what the gate said last, passed or refused."""
+_EVENT = "promotion."
+"""Tags of the registered model that start so hold its history."""
+MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+"""MLflow's codes for what is not in the registry."""
+
+
+def fetch_prompt(reference: str, settings: Settings, target: Path) -> Path:
+    """`name@alias` or `name/version` in the registry -> the artefact's folder, downloaded into `target`."""
+    missing = f"no model {reference} in the registry at {settings.tracking_uri}"
+    if not re.fullmatch(r"(models:/)?[^/@:\s]+(@[^/@:\s]+|/\d+)", reference):
+        raise ArtifactError(f"{missing}: write NAME@ALIAS or NAME/VERSION")
+    with connected(settings) as mlflow:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            uri = f"models:/{reference.removeprefix('models:/')}"
+            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(target)))
+        except MlflowException as error:
+            if error.error_code not in MISSING:
+                raise
+            raise ArtifactError(f"{missing}: {' '.join(str(error).split())[:200]}") from None
+    cards = sorted(folder.glob("artifacts/*/card.json"))
+    if not cards:
+        raise ArtifactError(f"model {reference} holds no prompt artefact: it was not registered by this product")
+    return cards[0].parent
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    number: str
+    run_id: str
+    gate: str | None = None
+    """What the gate said last: passed, refused, declined by a person, not comparable, or nothing yet."""
+
+
+def find_version(reference: str, settings: Settings) -> RegisteredVersion | None:
+    """An alias or a number among the registered versions, or None."""
+    with connected(settings) as mlflow:
+        from mlflow.exceptions import MlflowException
+
+        client, name = mlflow.MlflowClient(), settings.registered_model
+        try:
+            by = client.get_model_version if reference.isdigit() else client.get_model_version_by_alias
+            found = by(name, reference)
+        except MlflowException as error:
+            if error.error_code not in MISSING:
+                raise
+            return None
+    return RegisteredVersion(str(found.version), found.run_id, dict(found.tags).get(GATE))
+
+
+def fetch_evaluation(version: RegisteredVersion, settings: Settings, target: Path) -> Path:
+    """What the version's run recorded of its test images -> a folder below `target`."""
+    with connected(settings) as mlflow:
+        uri = f"runs:/{version.run_id}/evaluation"
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(target)))
+
+
+def set_champion(version: RegisteredVersion, event: dict[str, Any], settings: Settings, claim: "Claim") -> None:
+    """Write the event down, then move the alias if the claim still holds: no champion changes without a record."""
+    with connected(settings) as mlflow:
+        client, name = mlflow.MlflowClient(), settings.registered_model
+        text = json.dumps(event, indent=1)
+        client.log_text(version.run_id, text, f"promotion/{event['time']}.json")
+        short = {key: value for key, value in event.items() if key != "decision"}
+        client.set_registered_model_tag(name, f"{_EVENT}{event['time']}", json.dumps(short))
+        claim.confirm()
+        client.set_registered_model_alias(name, CHAMPION, version.number)
+
+
+def mark_judged(number: str, word: str, settings: Settings) -> None:
+    """Say with a version what came of its judgement, so that it is not asked for again."""
+    with connected(settings) as mlflow:
+        mlflow.MlflowClient().set_model_version_tag(settings.registered_model, number, GATE, word)
+
+
+def record_decision(version: RegisteredVersion, time: str, decision: dict[str, Any], settings: Settings) -> None:
+    """Keep what the gate said with the version's run, and in one word with the version."""
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        client.log_text(version.run_id, json.dumps(decision, indent=1), f"gate/{time}.json")
+        word = "passed" if decision["promote"] else "refused"
+        client.set_model_version_tag(settings.registered_model, version.number, GATE, word)
+
+
+def list_events(settings: Settings) -> list[dict[str, Any]]:
+    """Every time the champion was to change, oldest first."""
+    with connected(settings) as mlflow:
+        models = mlflow.MlflowClient().search_registered_models(f"name = '{settings.registered_model}'")
+    tags = models[0].tags if models else {}
+    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(_EVENT)]

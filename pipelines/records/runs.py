@@ -1,0 +1,199 @@
+"""Runs: a finished `dvc repro`'s files -> an MLflow run and a registered version; and back as a table."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.records.registry import CANDIDATE, MISSING
+from pipelines.records.served import log_model
+from pipelines.records.server import (
+    compare_page,
+    connected,
+    find_experiment,
+    heartbeat,
+    server_address,
+    signs_of_life,
+)
+from pipelines.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Where a run's record is."""
+
+    run_id: str
+    experiment_id: str
+    model_name: str
+    model_version: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What there is to record; the values of one finished `dvc repro`."""
+
+    name: str
+    key: str
+    """Digest of what the run produced; tracking the same thing twice finds the first record."""
+    params: dict[str, Any]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    epochs: list[dict[str, Any]]
+    datasets: list["DatasetInput"]
+    per_class: dict[str, list[Any]]
+    """Columns of the per-class table."""
+    files: list[tuple[Path, str]]
+    """(local file or folder, folder in the run)."""
+    prompt: Path
+    """The artefact's folder."""
+    description: str
+    """Of the model version, in Markdown."""
+
+
+@dataclass(frozen=True)
+class DatasetInput:
+    name: str
+    context: str
+    digest: str
+    source: str | None
+    """Where it is published; None when nowhere."""
+    rows: dict[str, list[Any]]
+
+
+def track(record: RunRecord, settings: Settings) -> Tracked:
+    """Record a run and register its context vectors as a version with the alias `candidate`.
+
+    The version is registered only after everything is uploaded, and the alias is set last, so that a kill
+    leaves no half-written version in anybody's way; the next call makes a new record.
+    """
+    with connected(settings, way_out=", then run `dvc repro`: only this stage is left to do") as mlflow:
+        client = mlflow.MlflowClient()
+        experiment_id = find_experiment(client, settings, settings.experiment)
+        earlier = _find(client, experiment_id, record.key)
+        if earlier is not None:
+            log.info("this run is on record already: %s", earlier.info.run_id)
+            name, number = earlier.data.tags["coop.model"], earlier.data.tags["coop.version"]
+            client.set_registered_model_alias(name, CANDIDATE, number)  # other runs may have come between
+            return Tracked(earlier.info.run_id, experiment_id, name, number)
+        tags = {**record.tags, "coop.key": record.key, **signs_of_life()}
+        with (
+            mlflow.start_run(experiment_id=experiment_id, run_name=record.name, tags=tags) as run,
+            heartbeat(settings, [run.info.run_id]),
+        ):
+            name, number = _record_and_register(mlflow, client, run.info.run_id, record, settings)
+        return Tracked(run.info.run_id, experiment_id, name, number)
+
+
+def _record_and_register(
+    mlflow: Any, client: Any, run_id: str, record: RunRecord, settings: Settings
+) -> tuple[str, str]:
+    _log(mlflow, client, run_id, record)
+    model = log_model(mlflow, record.prompt)
+    registered = mlflow.register_model(model.model_uri, settings.registered_model, tags=record.tags)
+    name, number = registered.name, str(registered.version)
+    client.update_model_version(name, number, description=record.description)
+    mlflow.log_metrics(record.metrics, model_id=model.model_id)
+    mlflow.set_tags({"coop.model": name, "coop.version": number})
+    client.set_registered_model_alias(name, CANDIDATE, number)
+    return name, number
+
+
+def run_link(tracked: Tracked, settings: Settings) -> str:
+    """The run's page; of the page that `make ui` opens when there is no server."""
+    return f"{server_address(settings)}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
+
+
+def compare_link(rows: list[dict[str, Any]], settings: Settings) -> str:
+    """The page on which MLflow compares the runs of `list_runs`."""
+    experiments = sorted({row["experiment_id"] for row in rows})
+    return compare_page(settings, [row["run_id"] for row in rows], experiments)
+
+
+def list_runs(settings: Settings, *, limit: int) -> list[dict[str, Any]]:
+    """Finished runs, the newest first: tags, metrics and the registered version."""
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name(settings.experiment)
+        if experiment is None:
+            return []
+        found = client.search_runs(
+            [experiment.experiment_id], "attributes.status = 'FINISHED'", max_results=limit,
+            order_by=["attributes.start_time DESC"],
+        )  # fmt: skip
+        return [
+            {"run_id": run.info.run_id, "experiment_id": run.info.experiment_id, "name": run.info.run_name,
+             "start_time": run.info.start_time,
+             "tags": dict(run.data.tags), "params": dict(run.data.params), "metrics": dict(run.data.metrics)}
+            for run in found
+        ]  # fmt: skip
+
+
+def tie_run(run_id: str, tags: dict[str, str], lock: Path, settings: Settings) -> None:
+    """Tie a run and its version to what made them: tags on both, and dvc.lock as it was when all was done."""
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        client.log_artifact(run_id, str(lock))
+        number = client.get_run(run_id).data.tags.get("coop.version")
+        for name, value in tags.items():
+            client.set_tag(run_id, name, value)
+            if number is not None:
+                client.set_model_version_tag(settings.registered_model, number, name, value)
+
+
+def is_tied(run_id: str, settings: Settings) -> bool:
+    """Whether `tie_run` was carried out for a run, or can not be: the run is in another server's records."""
+    with connected(settings) as mlflow:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return "dvc_lock" in mlflow.MlflowClient().get_run(run_id).data.tags
+        except MlflowException as error:
+            if error.error_code not in MISSING:
+                raise
+            return True
+
+
+def _find(client: Any, experiment_id: str, key: str) -> Any:
+    """The finished run with this key whose version is still in the registry."""
+    from mlflow.exceptions import MlflowException
+
+    runs = client.search_runs([experiment_id], f"attributes.status = 'FINISHED' and tags.`coop.key` = '{key}'")
+    for run in runs:
+        try:
+            client.get_model_version(run.data.tags["coop.model"], run.data.tags["coop.version"])
+        except KeyError:  # never registered
+            continue
+        except MlflowException as error:  # registered, and deleted since
+            if error.error_code not in MISSING:
+                raise
+            continue
+        return run
+    return None
+
+
+def _log(mlflow: Any, client: Any, run_id: str, record: RunRecord) -> None:
+    import pandas as pd
+    from mlflow.entities import Metric
+
+    mlflow.log_params(record.params)
+    mlflow.log_metrics(record.metrics)
+    now = int(1000 * time.time())
+    points = [
+        Metric(f"epoch/{name}", value, timestamp=now, step=epoch["epoch"])
+        for epoch in record.epochs
+        for name, value in epoch.items()
+        if name != "epoch" and value is not None
+    ]
+    for start in range(0, len(points), 1000):  # MLflow's limit a call
+        client.log_batch(run_id, metrics=points[start : start + 1000])
+    for data in record.datasets:
+        frame = pd.DataFrame(data.rows)
+        dataset = mlflow.data.from_pandas(frame, source=data.source, name=data.name, digest=data.digest[:36])
+        mlflow.log_input(dataset, context=data.context, tags={"sha256": data.digest})
+    mlflow.log_table(pd.DataFrame(record.per_class), "per_class.json")
+    for path, folder in record.files:
+        log_any = mlflow.log_artifacts if path.is_dir() else mlflow.log_artifact
+        log_any(str(path), folder or None)
