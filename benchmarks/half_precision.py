@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from coop_core.backbone import Precision, TextTower, load_backbone
-from coop_core.prompts.encoder import Engine, PromptEncoder
+from coop_core.prompts.encoder import PromptEncoder
+from coop_core.prompts.engine import Engine
 from coop_core.prompts.layout import build_layout
 
 N_CONTEXT = 16

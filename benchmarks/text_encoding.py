@@ -27,7 +27,8 @@ from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import CausalTextTower
 from coop_core.files import read_json, write_json
 from coop_core.memory import device_memory
-from coop_core.prompts.encoder import Engine, PromptEncoder
+from coop_core.prompts.encoder import PromptEncoder
+from coop_core.prompts.engine import Engine
 from coop_core.prompts.layout import build_layout, initial_context
 
 KEYS = (

@@ -32,7 +32,7 @@ from coop_core.data.dataset import has_one_hole
 from coop_core.errors import ParamsError
 from coop_core.judging.gate import Policy
 from coop_core.methods import MethodParams, load_method, method_names
-from coop_core.prompts.encoder import Engine
+from coop_core.prompts.engine import Engine
 
 PINS = "constraints.txt"
 """Pins of every package, those of packaged weights among them."""
@@ -153,12 +153,14 @@ class EngineParams(Section):
     """What the frozen text tower computes in; context vectors, logits and loss stay in float32."""
     max_memory: Annotated[str, AfterValidator(_check_memory)] | None = None
     """What a training step may hold besides the weights, such as 4 GB; null takes a quarter of the device's."""
+    cuda_graphs: bool = False
+    """Record a step once and launch it whole, on CUDA with packed prompts; never tried on a GPU, so off."""
 
     def engine(self) -> Engine:
-        if self.max_memory is None:
-            return Engine(self.path, self.precision)
-        number, unit = float(self.max_memory[:-2]), self.max_memory[-2:]
-        return Engine(self.path, self.precision, int(number * {"MB": 10**6, "GB": 10**9}[unit]))
+        limit = None
+        if self.max_memory is not None:
+            limit = int(float(self.max_memory[:-2]) * {"MB": 10**6, "GB": 10**9}[self.max_memory[-2:]])
+        return Engine(self.path, self.precision, limit, cuda_graphs=self.cuda_graphs)
 
 
 class BaselineParams(Section):

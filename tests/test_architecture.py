@@ -48,7 +48,7 @@ INSIDE = {
     "pipelines.sources": ["storage", "datasets"],
     "pipelines.records": ["server prompt_model served", "claims trials", "registry", "runs"],
     "pipelines.services": ["supervision", "local"],
-    "pipelines.sweeps": ["trainer", "trainers", "sweeping", "view"],
+    "pipelines.sweeps": ["trainer view", "trainers", "sweeping"],
     "pipelines.champion": ["promotion", "retraining"],
     "pipelines.flows": ["lifeline client bootstrap", "trials sweep reconcile promote", "retrain"],
     "pipelines.stages": ["download split features baselines train evaluate report", "track", "__main__"],

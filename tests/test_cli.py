@@ -19,6 +19,7 @@ from toy_split import toy_split
 
 from coop_core.artifact import make_card, write_artifact, write_card
 from coop_core.files import write_array, write_json
+from coop_core.methods import Task
 from coop_core.methods import coop as method
 from pipelines.commands import cli
 
@@ -59,7 +60,7 @@ def prompts(mini, tmp_path_factory) -> Path:
     for name in ("shared", "class-specific"):
         params = method.Params(n_context=4, class_specific=name == "class-specific")
         generator = torch.Generator().manual_seed(0)
-        learner = method.build(params, backbone=mini, class_names=NAMES, generator=generator)
+        learner = method.build(params, backbone=mini, task=Task(NAMES, "a photo of a {}."), generator=generator)
         card = make_card(
             learner=learner,
             method=params,
@@ -70,7 +71,7 @@ def prompts(mini, tmp_path_factory) -> Path:
             curve=[{"epoch": 0, "loss": 1.5}],
             code_revision="abc123",
         )
-        write_artifact(root / name, learner, card, logit_scale=mini.logit_scale)
+        write_artifact(root / name, learner, card)
     return root
 
 
@@ -211,7 +212,7 @@ def test_class_specific_context_answers_its_own_classes(coop, prompts):
 def test_class_specific_context_refuses_other_classes(coop, prompts):
     said = coop("predict", "images/a.png", "-m", str(prompts / "class-specific"), "--classes", "pterodactyl,forest")
 
-    assert "context of its own for each of tabby cat, sea lake, river" in said.sentence
+    assert "something of its own for each of tabby cat, sea lake, river" in said.sentence
     assert said.out == ""
 
 

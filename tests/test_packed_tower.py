@@ -1,4 +1,4 @@
-"""Packed tower: the gradient written by hand is the tower's own, and its memory is what was promised."""
+"""Packed tower: features and gradients are the tower's own, and its memory is what was promised."""
 
 import copy
 import random
@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from coop_core.backbone.towers import CausalTextTower
-from coop_core.prompts.encoder import Engine, PromptEncoder
+from coop_core.prompts.encoder import PromptEncoder
+from coop_core.prompts.engine import Engine
 from coop_core.prompts.layout import build_layout
 from coop_core.prompts.packed_block import Shape
-from coop_core.prompts.packed_tower import PackedTower, Workspace, supports_packing
+from coop_core.prompts.packed_tower import PackedTower, supports_packing
 from coop_core.prompts.prefix_tree import Path, build_tree
 
 TOWERS = ["flat", "flat-resnet-quickgelu", "native-layer-scale"]
@@ -309,7 +310,7 @@ class _Packed:
         recompute: bool = False,
     ) -> None:
         tree = build_tree(prompts)
-        self.packed, self.workspace = PackedTower(tower, dtype), Workspace(Shape.of(tree, tower.device, dtype))
+        self.packed, self.shape = PackedTower(tower, dtype), Shape.of(tree, tower.device, dtype)
         self.recompute = recompute
         self.kept_bytes = self.packed.kept_bytes(tree)
         self.ids = torch.tensor([VOCABULARY - 1 if element is None else _id(element) for element in tree.elements])
@@ -319,7 +320,7 @@ class _Packed:
         return words[:, self.ids] + self.positions
 
     def __call__(self, words: Tensor) -> Tensor:
-        return self.packed.encode(self.rows(words), self.workspace, recompute=self.recompute)
+        return self.packed.encode(self.rows(words), self.shape, recompute=self.recompute)
 
 
 def _one_by_one(tower: CausalTextTower, prompts: list[Path], words: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from coop_core.errors import ParamsError
 from coop_core.methods import load_method, method_names
 from coop_core.params import Params, load_params, parse_params
-from coop_core.prompts.encoder import Engine
+from coop_core.prompts.engine import Engine
 
 VALID = """
 seed: 1

@@ -2,57 +2,30 @@
 
 Three ways, equal to rounding; `auto` takes the first that is exact for the text tower:
 
-    packed    plain causal towers: each distinct beginning of a prompt once (backbone.prefix_tree), no padding
+    packed    plain causal towers: each distinct beginning of a prompt once (prompts.prefix_tree), no padding
     cut       other towers: prompts of similar length together, cut after the longest of them
     full      every prompt at the text tower's full length, as the CoOp code does; for comparison
 """
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from coop_core.backbone import Precision, TextTower, pad
+from coop_core.backbone import TextTower, pad
 from coop_core.errors import PromptError
 from coop_core.files import digest_json
-from coop_core.memory import device_memory
+from coop_core.prompts.engine import Engine, Path
 from coop_core.prompts.layout import PromptLayout
-from coop_core.prompts.packed_block import Shape
-from coop_core.prompts.packed_tower import Workspace, packed_tower, supports_packing
-from coop_core.prompts.prefix_tree import PrefixTree, build_tree
+from coop_core.prompts.packed_prompts import PackedPrompts
+from coop_core.prompts.packed_tower import supports_packing
+from coop_core.prompts.padded_prompts import PaddedPrompts
 
 log = logging.getLogger(__name__)
-
-Path = Literal["packed", "cut", "full"]
-ROWS_WORTH_A_PASS = 256
-"""Padded rows that cost about as much as starting one more pass through the tower."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How prompts are encoded; changes speed, memory and rounding, never what is computed."""
-
-    path: Path | Literal["auto"] = "auto"
-    precision: Precision = "float32"
-    """What the frozen text tower computes in; context vectors, features and logits are float32."""
-    max_memory: int | None = None
-    """Bytes that one step may hold besides the weights, as far as a single class allows; None takes a quarter of the
-    device's memory, divided by `sharing`."""
-    sharing: int = 1
-    """Processes that train on the device at the same time."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.precision)
-
-    def memory_on(self, device: torch.device) -> int:
-        return device_memory(device) // (4 * self.sharing) if self.max_memory is None else self.max_memory
 
 
 class PromptEncoder:
@@ -75,9 +48,9 @@ class PromptEncoder:
         if self.path != "packed" and self.engine.precision != "float32":
             _warn_of_half_precision(tower, self.engine)
         self._encoding = (
-            _Packed(tower, layout, class_specific, self.engine)
+            PackedPrompts(tower, layout, class_specific, self.engine)
             if self.path == "packed"
-            else _Padded(tower, layout, self.engine, full=self.path == "full")
+            else PaddedPrompts(tower, layout, self.engine, full=self.path == "full")
         )
         self.identity = (id(tower), self.engine, digest_json(layout.prompts(class_specific=class_specific)))
         """Equal for encoders that do the same."""
@@ -97,6 +70,11 @@ class PromptEncoder:
     def rows(self) -> int:
         """Token rows that go through the tower in one pass over all classes."""
         return self._encoding.rows
+
+    @property
+    def sets_at_once(self) -> int:
+        """Sets of context vectors whose features fit into the engine's memory without a gradient."""
+        return self._encoding.together
 
     @property
     def full_rows(self) -> int:
@@ -129,101 +107,6 @@ def encode_together(encoders: Sequence[PromptEncoder], context_vectors: Sequence
         features = encoders[members[0]](torch.stack([context_vectors[i] for i in members]))
         found |= dict(zip(members, features, strict=True))
     return [found[i] for i in range(len(encoders))]
-
-
-class _Packed:
-    """Prefix trees through the packed tower: one tree, or several in turn where one would not fit in memory."""
-
-    def __init__(self, tower: Any, layout: PromptLayout, class_specific: bool, engine: Engine) -> None:
-        self.tower = tower
-        self.packed = packed_tower(tower, engine.dtype)
-        prompts = layout.prompts(class_specific=class_specific)
-        order = sorted(range(len(prompts)), key=lambda i: list(map(str, prompts[i])))
-        limit = engine.memory_on(tower.device)
-        for size in _sizes(len(prompts)):
-            trees = [(part, build_tree([prompts[i] for i in part])) for part in _slices(order, size)]
-            fullest = max(self.packed.kept_bytes(tree) for _, tree in trees)
-            if fullest <= limit:
-                break
-        self.together = max(1, limit // fullest)
-        """Sets of context vectors that fit in memory at once."""
-        self.parts = [_Rows(tower, tree, engine.dtype) for _, tree in trees]
-        self.chunks = len(self.parts)
-        self.rows = sum(len(part.frozen) for part in self.parts)
-        self.back = torch.tensor(order, device=tower.device).argsort()
-
-    def __call__(self, context_vectors: Tensor) -> Tensor:
-        """(g, m, w) or (g, c, m, w) -> features (g, c, d), not normalised."""
-        sets = context_vectors.flatten(1, -2)                                     # (g, m, w) or (g, c m, w)
-        passes = sets.split(self.together)
-        recompute = len(passes) * len(self.parts) > 1
-
-        def encode(some: Tensor, part: _Rows) -> Tensor:
-            return self.packed.encode(part.fill(some), part.workspace, recompute=recompute)
-
-        ends = torch.cat([torch.cat([encode(some, part) for part in self.parts], dim=1) for some in passes])
-        return self.tower.project(ends.index_select(1, self.back))                # (g, c, d)
-
-
-class _Rows:
-    """A tree's frozen rows, and where context vectors go among them."""
-
-    def __init__(self, tower: Any, tree: PrefixTree, dtype: torch.dtype) -> None:
-        device = tower.device
-        token_ids = [element if isinstance(element, int) else tower.pad_id for element in tree.elements]
-        slots = [(row, element[1]) for row, element in enumerate(tree.elements) if isinstance(element, tuple)]
-        self.workspace = Workspace(Shape.of(tree, device, dtype))
-        with torch.no_grad():
-            positions = tower.module.positional_embedding[tree.positions.to(device)].float()
-            self.frozen = tower.embed(torch.tensor(token_ids, device=device)) + positions        # (r, w)
-            self.slots, self.sources = torch.tensor(slots, device=device).T.contiguous()
-            self.positions_of_slots = positions[self.slots]
-
-    def fill(self, sets: Tensor) -> Tensor:
-        """Sets of context vectors (g, k, w) -> residual rows (g, r, w)."""
-        rows = self.frozen.expand(len(sets), -1, -1)
-        return rows.index_copy(1, self.slots, sets.index_select(1, self.sources) + self.positions_of_slots)
-
-
-class _Padded:
-    """Whole prompts through the tower's own encode, in groups of similar length."""
-
-    def __init__(self, tower: TextTower, layout: PromptLayout, engine: Engine, *, full: bool) -> None:
-        self.tower, self.layout, self.dtype = tower, layout, engine.dtype
-        lengths = layout.lengths.tolist()
-        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-        limit = engine.memory_on(tower.device)
-        groups = [order] if full else list(_by_length(order, lengths))
-
-        def longest(group: Sequence[int]) -> int:
-            return tower.context_length if full else lengths[group[-1]]
-
-        self.groups = [
-            (torch.tensor(part, device=tower.device), longest(part))
-            for group in groups
-            for part in _slices(group, max(1, limit // tower.kept_bytes(longest(group))))
-        ]
-        self.chunks = len(self.groups)
-        self.recompute = len(self.groups) > len(groups)
-        self.rows = sum(len(members) * length for members, length in self.groups)
-        self.back = torch.cat([members for members, _ in self.groups]).argsort()
-        missing = max(length for _, length in self.groups) - layout.token_ids.shape[1]
-        with torch.no_grad():
-            self.embeddings = tower.embed(F.pad(layout.token_ids, (0, max(0, missing)), value=tower.pad_id))
-
-    def __call__(self, context_vectors: Tensor) -> Tensor:
-        """(g, m, w) or (g, c, m, w) -> features (g, c, d), not normalised."""
-        with torch.autocast(context_vectors.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            return torch.stack([self._encode(one) for one in context_vectors])
-
-    def _encode(self, context_vectors: Tensor) -> Tensor:
-        prompts = self.layout.fill(self.embeddings, context_vectors)              # (c, l, w)
-        found = []
-        for members, length in self.groups:
-            inputs = prompts.index_select(0, members)[:, :length], self.layout.lengths.index_select(0, members)
-            encode: Callable[..., Tensor] = self.tower.encode
-            found.append(checkpoint(encode, *inputs, use_reentrant=False) if self.recompute else encode(*inputs))
-        return torch.cat(found).index_select(0, self.back)
 
 
 def _warn_of_half_precision(tower: TextTower, engine: Engine) -> None:
@@ -269,25 +152,3 @@ def encode_texts(tower: TextTower, texts: list[str], *, batch_size: int = 256) -
     return F.normalize(torch.cat(parts), dim=-1)
 
 
-def _by_length(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Cut prompts, sorted by length, wherever the padding saved is worth another pass."""
-    group: list[int] = []
-    for i in order:
-        padding = sum(lengths[i] - lengths[j] for j in group)
-        if padding > ROWS_WORTH_A_PASS:
-            yield group
-            group = []
-        group.append(i)
-    yield group
-
-
-def _sizes(count: int) -> Iterator[int]:
-    """All at once, then halves, down to one."""
-    while count > 1:
-        yield count
-        count = -(-count // 2)
-    yield 1
-
-
-def _slices(items: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from coop_core.backbone import TextTower
+from coop_core.backbone import Backbone, TextTower
 from coop_core.data.dataset import words
 from coop_core.errors import PromptError
 
@@ -99,6 +99,26 @@ def count_words(tower: TextTower, initial_words: str) -> int:
     return len(tower.tokenizer.pieces(words(initial_words)))
 
 
+def context_size(n_context: int | None, initial_words: str | None, backbone: Backbone) -> int:
+    """How many context vectors `method.n_context` and `method.initial_words` ask for: tokens, not words.
+
+    Raises
+    ------
+    PromptError
+        When both are given and differ.
+    """
+    if initial_words is None:
+        assert n_context is not None
+        return n_context
+    counted = count_words(backbone.text_tower, initial_words)
+    if n_context not in (None, counted):
+        raise PromptError(
+            f"method.initial_words {initial_words!r} is {counted} tokens for {backbone.name}, but "
+            f"method.n_context is {n_context}: set it to {counted} or null"
+        )
+    return counted
+
+
 def initial_context(
     tower: TextTower,
     *,
@@ -160,3 +180,8 @@ def _check_lengths(
             f"prompts do not fit the text tower's {tower.context_length} token slots with {n_context} context "
             f"vectors: {found}: shorten the class names or lower method.n_context"
         )
+
+
+def slices(items: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Prompts by number, in parts of at most this size."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
