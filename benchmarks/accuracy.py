@@ -16,18 +16,20 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
+from coop_core.answering import answer_with
 from coop_core.backbone import Backbone
 from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
 from coop_core.data.importers import import_dataset
 from coop_core.data.split import few_shot_split
-from coop_core.features.extract import extract_features, normalised
+from coop_core.features.examples import CachedFeatures
+from coop_core.features.extract import extract_features
 from coop_core.files import read_array, write_json
 from coop_core.judging import baselines
 from coop_core.judging.evaluation import evaluate
-from coop_core.methods import load_method
 from coop_core.params import Params, parse_params
-from coop_core.training import fit, generator_for
+from coop_core.preparing import prepare
+from coop_core.training import fit
 from pipelines import paths
 from pipelines.settings import choose_device, load_settings
 from pipelines.sources.storage import fetch_card
@@ -96,20 +98,16 @@ def run(dataset: Dataset, params: Params, backbone: Backbone, seed: int, *, stor
     }  # fmt: skip
     test = torch.from_numpy(features["test"][:, 0])
     found = {name: classifier.probabilities(test).numpy() for name, classifier in classifiers.items()}  # (n, c)
-    learner = load_method(params.method.name).build(
-        params.method, backbone=backbone, class_names=split.class_names,
-        generator=generator_for(seed, "context"), engine=params.engine.engine(),
+    examples, validation = (
+        CachedFeatures(torch.from_numpy(features[subset]).to(backbone.device),
+                       torch.from_numpy(labels[subset]).to(backbone.device))
+        for subset in ("train", "val")
     )  # fmt: skip
-    device = backbone.device
-    curve = fit(
-        learner, normalised(features["train"], device=device), torch.tensor(labels["train"], device=device),
-        recipe=params.train, seed=seed,
-        val_features=normalised(features["val"][:, 0], device=device),
-        val_labels=torch.tensor(labels["val"], device=device),
-    )  # fmt: skip
-    with torch.no_grad():
-        logits = learner(normalised(features["test"][:, 0], device=device))
-        found[params.method.name] = logits.softmax(dim=-1).cpu().numpy()
+    params = params.model_copy(update={"seed": seed})
+    training = prepare(params, split=split, backbone=backbone, examples=examples, validation=validation)
+    curve = fit(training)
+    answers = answer_with(training.learner, class_names=split.class_names)
+    found[params.method.name] = answers.probabilities(test.to(backbone.device)).cpu().numpy()
     rows = []
     for name, probabilities in found.items():
         judged = evaluate(

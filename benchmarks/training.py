@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coop_core.backbone import Backbone, Precision
+from coop_core.features.examples import CachedFeatures
 from coop_core.files import write_json
-from coop_core.methods import coop
+from coop_core.methods import Task, cocoop, coop
+from coop_core.methods.learner import FeatureLearner
 from coop_core.params import TrainParams
-from coop_core.prompts.encoder import Engine, PromptEncoder
-from coop_core.prompts.layout import build_layout
+from coop_core.prompts.engine import Engine
 from coop_core.training import Training, fit, fit_together, generator_for
 
 SHOTS, EPOCHS, BATCH = 16, 50, 32
@@ -56,23 +57,22 @@ def main() -> None:
     for classes in arguments.classes:
         rows += coop_training(backbones, classes, arguments)
         show_trainings(rows, arguments)
-    others = [cocoop_step(backbone, batch) for batch in (1, 8)]
+    others = [cocoop_step(backbone, batch, classes) for batch, classes in ((1, 10), (8, 10), (8, 100))]
     others.append(many_at_once(backbone))
     show_others(others)
     if arguments.json:
         write_json(arguments.json, {"trainings": rows, "others": others})
 
 
-class Straightforward(nn.Module):
+class Straightforward(FeatureLearner):
     """A CoOp learner that is given the numbers of its images and encodes everything in every step."""
 
     def __init__(self, learner: coop.CoOp, backbone: Backbone, pixels: Tensor) -> None:
         super().__init__()
         self.learner, self.backbone, self.pixels = learner, backbone, pixels
 
-    def forward(self, numbers: Tensor) -> Tensor:
-        images = self.backbone.encode_images(self.pixels[numbers[:, 0].long()])
-        return self.learner(F.normalize(images.float(), dim=-1))
+    def logits(self, images: Tensor) -> Tensor:
+        return self.learner.logits(self.backbone.encode_images(self.pixels[images[:, 0].long()]).float())
 
 
 def coop_training(backbones: dict[Precision, Backbone], classes: int, arguments: Any) -> list[dict[str, Any]]:
@@ -89,12 +89,14 @@ def coop_training(backbones: dict[Precision, Backbone], classes: int, arguments:
     steps = epochs * max(1, used // BATCH)
 
     def learner(engine: Engine) -> coop.CoOp:
-        return coop.build(coop.Params(), backbone=backbone, class_names=names(classes),
+        return coop.build(coop.Params(), backbone=backbone, task=task(classes),
                           generator=generator_for(0, "context"), engine=engine)  # fmt: skip
 
     straight = Straightforward(learner(Engine("full", max_memory=2**40)), backbone, pixels)
     warm_up(straight, numbers[:BATCH, 0], labels[:BATCH])
-    reference_seconds, reference = timed(lambda: fit(straight, numbers, labels, recipe=recipe, seed=0))
+    reference_seconds, reference = timed(
+        lambda: fit(Training(straight, CachedFeatures(numbers, labels), recipe, 0))
+    )
     common = {
         "classes": classes, "steps": steps, "images": used, "reference_step_seconds": reference_seconds / steps,
         "reference_whole_seconds": all_steps * reference_seconds / steps, "reference_loss": reference[-1].loss,
@@ -106,7 +108,7 @@ def coop_training(backbones: dict[Precision, Backbone], classes: int, arguments:
         encode(backbones[precision], pixels[:BATCH])
         feature_seconds, features = timed(lambda: encode(backbones[precision], pixels))
         warm_up(mine, features[:BATCH, 0], labels[:BATCH])
-        seconds, curve = timed(lambda: fit(mine, features, labels, recipe=recipe, seed=0))
+        seconds, curve = timed(lambda: fit(Training(mine, CachedFeatures(features, labels), recipe, 0)))
         whole = images * feature_seconds / used + all_steps * seconds / steps
         context, first = straight.learner.context_vectors, learner(Engine()).context_vectors
         return {
@@ -119,45 +121,28 @@ def coop_training(backbones: dict[Precision, Backbone], classes: int, arguments:
     return [ours(precision) for precision in backbones]
 
 
-class MetaNet(nn.Module):
-    """CoCoOp's: image features (n, d) -> a shift of the context for each image (n, w)."""
-
-    def __init__(self, d: int, w: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(d, d // 16), nn.ReLU(), nn.Linear(d // 16, w))
-
-    def forward(self, image_features: Tensor) -> Tensor:
-        return self.layers(image_features)
-
-
-def cocoop_step(backbone: Backbone, batch: int, classes: int = 10, n_context: int = 4) -> dict[str, Any]:
-    """One optimiser step of a context shifted by each image; the straightforward way encodes the images, too."""
-    tower = backbone.text_tower
-    layout = build_layout(tower, names(classes), n_context=n_context)
+def cocoop_step(backbone: Backbone, batch: int, classes: int = 10) -> dict[str, Any]:
+    """Loss and gradients of one batch; the straightforward way encodes the images, too."""
     labels = (torch.arange(batch) % classes).to(backbone.device)
     pixels = pictures(labels, backbone)
     features = encode(backbone, pixels)[:, 0]
-    context = 0.02 * torch.randn(n_context, tower.width, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    meta_net = MetaNet(features.shape[1], tower.width).to(backbone.device)
-    context = nn.Parameter(context.to(backbone.device))
 
-    def step(encoder: PromptEncoder, image_features: Tensor) -> list[Tensor]:
-        shifted = context + meta_net(image_features)[:, None]                     # (n, m, w)
-        weights = encoder(shifted)                                                # (n, c, d)
-        logits = backbone.logit_scale * (weights @ image_features[..., None]).squeeze(-1)
-        loss = F.cross_entropy(logits, labels)
-        return list(torch.autograd.grad(loss, [context, *meta_net.parameters()]))
+    def learner(engine: Engine) -> cocoop.CoCoOp:
+        return cocoop.build(cocoop.Params(), backbone=backbone, task=task(classes),
+                            generator=generator_for(0, "context"), engine=engine)  # fmt: skip
 
-    ours, full = PromptEncoder(tower, layout), PromptEncoder(tower, layout, engine=Engine("full", max_memory=2**40))
+    ours, full = learner(Engine()), learner(Engine("full", max_memory=2**40))
+
+    def step(one: cocoop.CoCoOp, images: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(one.loss(images, labels)[0], list(one.parameters())))
 
     def straightforward() -> list[Tensor]:
-        return step(full, F.normalize(backbone.encode_images(pixels).float(), dim=-1))
+        return step(full, backbone.encode_images(pixels).float())
 
     seconds, gradients = median(lambda: step(ours, features), 7)
     reference_seconds, expected = median(straightforward, 3)
     error = max(((a - b).norm() / b.norm()).item() for a, b in zip(gradients, expected, strict=True))
-    return {"what": f"CoCoOp-type step, batch {batch}, {classes} classes", "seconds": seconds,
+    return {"what": f"CoCoOp step, batch {batch}, {classes} classes", "seconds": seconds,
             "reference_seconds": reference_seconds, "speedup": reference_seconds / seconds, "error": error}  # fmt: skip
 
 
@@ -170,9 +155,9 @@ def many_at_once(backbone: Backbone, *, count: int = 8, classes: int = 10, epoch
     def trainings() -> list[Training]:
         return [
             Training(
-                coop.build(coop.Params(), backbone=backbone, class_names=names(classes),
+                coop.build(coop.Params(), backbone=backbone, task=task(classes),
                            generator=generator_for(seed, "context")),
-                features, labels, recipe=TrainParams(epochs=epochs, learning_rate=0.002 * (1 + seed)), seed=seed,
+                CachedFeatures(features, labels), TrainParams(epochs=epochs, learning_rate=0.002 * (1 + seed)), seed,
             )
             for seed in range(count)
         ]  # fmt: skip
@@ -190,10 +175,10 @@ def many_at_once(backbone: Backbone, *, count: int = 8, classes: int = 10, epoch
             "error": error}  # fmt: skip
 
 
-def names(classes: int) -> list[str]:
+def task(classes: int) -> Task:
     from open_clip import IMAGENET_CLASSNAMES
 
-    return IMAGENET_CLASSNAMES[:classes]
+    return Task(tuple(IMAGENET_CLASSNAMES[:classes]), "a photo of a {}.")
 
 
 def pictures(labels: Tensor, backbone: Backbone) -> Tensor:
@@ -216,7 +201,7 @@ def encode(backbone: Backbone, pixels: Tensor) -> Tensor:
 
 def warm_up(learner: nn.Module, features: Tensor, labels: Tensor) -> None:
     for _ in range(2):
-        F.cross_entropy(learner(features), labels).backward()
+        learner.loss(features, labels)[0].backward()
     learner.zero_grad(set_to_none=True)
 
 

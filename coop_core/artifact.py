@@ -25,7 +25,9 @@ from coop_core.errors import ArtifactError
 from coop_core.features.extract import key_of
 from coop_core.files import digest_json, read_json, read_tensors, write_json, write_tensors
 from coop_core.judging.classifier import LinearClassifier
-from coop_core.methods import Learner, MethodParams, load_method, method_names
+from coop_core.methods import Learner, MethodParams, Task, load_method, method_names
+from coop_core.methods.learner import collapsed
+from coop_core.prompts.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +67,8 @@ class _CardFields(BaseModel):
 class Artifact:
     card: dict[str, Any]
     state: dict[str, Tensor]
-    class_weights: LinearClassifier | None
-    """None for methods whose classifier depends on the image."""
+    classifier: LinearClassifier | None
+    """What it collapses to for its own classes; None where the answer to an image needs the method itself."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -137,15 +139,13 @@ def make_card(
     }
 
 
-def write_artifact(folder: Path, learner: Learner, card: dict[str, Any], *, logit_scale: float) -> None:
+def write_artifact(folder: Path, learner: Learner, card: dict[str, Any]) -> None:
     """Write the three files; the card comes last, so that a folder with a card is whole."""
     state = learner.state_dict()
     digests = {"context": digest_tensors(state)}
     write_tensors(folder / "context.safetensors", state)
-    with torch.no_grad():
-        weights = learner.class_weights()
-    if weights is not None:
-        tensors = LinearClassifier(weights.cpu(), scale=logit_scale).tensors("classifier")
+    if classifier := collapsed(learner):
+        tensors = classifier.tensors("classifier")
         digests["class_weights"] = digest_tensors(tensors)
         write_tensors(folder / "class_weights.safetensors", tensors)
     write_card(folder, {**card, "digests": digests})
@@ -217,7 +217,13 @@ def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
                     "differ a little: train again to be sure")  # fmt: skip
 
 
-def restore_learner(artifact: Artifact, backbone: Backbone, class_names: Sequence[str] | None = None) -> Learner:
+def restore_learner(
+    artifact: Artifact,
+    backbone: Backbone,
+    class_names: Sequence[str] | None = None,
+    *,
+    engine: Engine | None = None,
+) -> Learner:
     """The trained method again, for its own classes or re-bound to others.
 
     Raises
@@ -235,15 +241,17 @@ def restore_learner(artifact: Artifact, backbone: Backbone, class_names: Sequenc
         learner: Learner = module.build(
             module.Params.model_validate(params),
             backbone=backbone,
-            class_names=wanted,
+            task=Task(wanted, artifact.card.get("template", "a photo of a {}.")),
             generator=torch.Generator().manual_seed(0),
+            engine=engine,
+            state=artifact.state,
         )
     except ValidationError as error:
         raise ArtifactError(f"the artefact's method parameters are not valid: {error.errors()[0]['msg']}") from None
     if not learner.rebinds and wanted != artifact.class_names:
         raise ArtifactError(
-            f"this artefact has context of its own for each of {', '.join(artifact.class_names[:5])}..., so it "
-            "cannot be used with other classes: train with method.class_specific: false"
+            f"this artefact learned something of its own for each of {', '.join(artifact.class_names[:5])}..., so it "
+            "cannot be used with other classes: train coop with method.class_specific: false, or cocoop"
         )
     _load_state(learner, artifact.state)
     return learner

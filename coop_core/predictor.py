@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from coop_core.artifact import Artifact, check_backbone, read_artifact, restore_learner
+from coop_core.answering import answerer
+from coop_core.artifact import Artifact, check_backbone, read_artifact
 from coop_core.backbone import Backbone
 from coop_core.data.images import Source, decoded
-from coop_core.errors import ArtifactError, DatasetError
-from coop_core.judging.classifier import LinearClassifier
+from coop_core.errors import DatasetError
 
 _AHEAD = 2
 """Batches that are decoded ahead of the model."""
@@ -30,28 +30,21 @@ class Prediction:
 
 
 class Predictor:
-    """One image pass and one matrix product an image; the text tower is needed only for other classes."""
+    """One image pass and, where the prompt collapses, one matrix product an image; the text tower is needed for other
+    classes and for methods that do not collapse."""
 
     def __init__(self, artifact: Artifact, backbone: Backbone, class_names: Sequence[str] | None = None) -> None:
-        """Answer with the artefact's own classes, or re-bind its shared context to `class_names`.
+        """Answer with the artefact's own classes, or re-bind what was learned to `class_names`.
 
         Raises
         ------
         ArtifactError
-            For another backbone, or class-specific context with other classes.
+            For another backbone, or other classes for a method that knows its own alone.
         """
         check_backbone(artifact, backbone)
         self.backbone = backbone
         self.class_names = tuple(class_names or artifact.class_names)
-        if artifact.class_weights is not None and self.class_names == artifact.class_names:
-            self._classifier = artifact.class_weights
-        else:
-            learner = restore_learner(artifact, backbone, self.class_names)
-            with torch.no_grad():
-                weights = learner.class_weights()
-            if weights is None:
-                raise ArtifactError("this method's classifier depends on the image, which serving does not know yet")
-            self._classifier = LinearClassifier(weights, scale=backbone.logit_scale)
+        self._answerer = answerer(artifact, backbone=backbone, class_names=self.class_names)
 
     @classmethod
     def load(
@@ -121,7 +114,7 @@ class Predictor:
     def _rank(self, pixels: np.ndarray, top: int | None) -> list[Prediction]:
         """Test views (n, 3, size, size) -> a prediction each."""
         features = self.backbone.encode_images(torch.from_numpy(pixels))
-        ranked = self._classifier.probabilities(features).sort(dim=-1, descending=True, stable=True)
+        ranked = self._answerer.probabilities(features).sort(dim=-1, descending=True, stable=True)
         return [
             Prediction(tuple(self.class_names[i] for i in labels[:top]), tuple(probabilities[:top]))
             for labels, probabilities in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)

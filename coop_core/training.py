@@ -1,4 +1,4 @@
-"""Training: a learner and cached image features -> learned state and a curve, the same after any interruption."""
+"""Training: a learner and examples -> learned state and a curve, the same after any interruption."""
 
 import json
 import math
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from coop_core.errors import ArtifactError, TrainingError
 from coop_core.files import digest_bytes, read_tensors, write_tensors
+from coop_core.methods import Examples
+from coop_core.methods.learner import logits_in_pieces
 from coop_core.params import TrainParams
 
 
@@ -65,50 +67,46 @@ class Training:
 
     learner: Any
     """A learner (`coop_core.methods.Learner`) that is a torch module."""
-    features: Tensor
-    """L2-normalised (n, views, d) on the learner's device; each step draws one view an image."""
-    labels: Tensor
-    """(n,) int64 on the same device."""
+    examples: Examples
+    """On the learner's device; each step draws one view an image."""
     recipe: TrainParams
     seed: int
-    val_features: Tensor | None = None
-    val_labels: Tensor | None = None
+    validation: Examples | None = None
+    """Watched on view 0; never used to choose an epoch."""
     checkpoint: Checkpoint | None = None
     """Written at most every few seconds at the end of an epoch, and taken up when its key fits: the result is the
     same as that of an uninterrupted run on the same device."""
     on_epoch: Callable[[Epoch], object] = lambda epoch: None
 
     @property
-    def validation(self) -> tuple[Tensor, Tensor] | None:
-        """Features and labels, if there are any."""
-        if self.val_features is None or self.val_labels is None or len(self.val_labels) == 0:
-            return None
-        return self.val_features, self.val_labels
+    def epochs(self) -> int:
+        """A learner without parameters was finished when it was built, and is looked at once."""
+        return self.recipe.epochs if any(p.requires_grad for p in self.learner.parameters()) else 1
 
 
-def fit(learner: nn.Module, features: Tensor, labels: Tensor, **options: Any) -> list[Epoch]:
-    """One training -> its curve. Options are the other fields of `Training`.
+def fit(training: Training) -> list[Epoch]:
+    """One training -> its curve.
 
     Raises
     ------
     TrainingError
         When the loss is no longer a number; nothing is trained on from there.
     """
-    (found,) = fit_together([Training(learner, features, labels, **options)])
+    (found,) = fit_together([training])
     if isinstance(found, TrainingError):
         raise found
     return found
 
 
 def fit_together(trainings: Sequence[Training]) -> list[list[Epoch] | TrainingError]:
-    """Train with SGD and cross-entropy; the last epoch counts (no selection). -> every training's curve, or its end.
+    """Train with SGD; the last epoch counts (no selection). -> every training's curve, or its end.
 
     Trainings take their steps side by side, and learners that can encode their prompts in one pass do so
-    (`forward_together`): small class lists then cost little more together than one costs alone. Each result is
-    that of the training alone, to rounding. One that diverges ends without disturbing the others.
+    (`logits_together`): small class lists then cost little more together than one costs alone. Each result is
+    that of the training alone, to rounding. A training that diverges does not stop the others.
     """
     runs = [_Run(training) for training in trainings]
-    while waiting := [run for run in runs if run.error is None and len(run.curve) < run.training.recipe.epochs]:
+    while waiting := [run for run in runs if run.error is None and len(run.curve) < run.training.epochs]:
         behind = min(len(run.curve) for run in waiting)
         steps = next(run.steps for run in waiting if len(run.curve) == behind)
         _train_epoch([run for run in waiting if len(run.curve) == behind and run.steps == steps])
@@ -122,13 +120,13 @@ class _Run:
         recipe = training.recipe
         self.training = training
         self.optimiser = torch.optim.SGD(
-            training.learner.parameters(),
+            [{"params": list(training.learner.parameters())}],  # a group may be empty, a list of parameters not
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
         )
         self.order = generator_for(training.seed, "batches")
-        self.steps = max(1, len(training.labels) // recipe.batch_size)
+        self.steps = max(1, len(training.examples.labels) // recipe.batch_size)
         """In an epoch; the last incomplete batch is dropped when there is a complete one."""
         self.error: TrainingError | None = None
         self.curve: list[Epoch] = []
@@ -139,18 +137,12 @@ class _Run:
         self.written = time.monotonic()
 
     def draw(self) -> tuple[list[Tensor], list[Tensor]]:
-        """One epoch's batches: image features (b, d) with one view an image, and labels (b,)."""
-        features, labels = self.training.features, self.training.labels
-        n, views, _ = features.shape
+        """One epoch's batches: the numbers of images (b,), and of one view of each (b,)."""
+        examples, size = self.training.examples, self.training.recipe.batch_size
+        n, device = len(examples.labels), examples.labels.device
         order = torch.randperm(n, generator=self.order)
-        drawn = torch.randint(views, (n,), generator=self.order)[order].to(features.device)
-        order = order.to(features.device)
-        size = self.training.recipe.batch_size
-        batches, views_of = order.split(size)[: self.steps], drawn.split(size)[: self.steps]
-        return (
-            [features[batch, view] for batch, view in zip(batches, views_of, strict=True)],
-            [labels[batch] for batch in batches],
-        )
+        drawn = torch.randint(examples.views, (n,), generator=self.order)[order].to(device)
+        return list(order.to(device).split(size)[: self.steps]), list(drawn.split(size)[: self.steps])
 
     def set_rate(self) -> float:
         rate = learning_rate_at(len(self.curve), self.training.recipe)
@@ -178,45 +170,64 @@ def _train_epoch(runs: Sequence[_Run]) -> None:
     rates = [run.set_rate() for run in runs]
     drawn = [run.draw() for run in runs]
     learners = [run.training.learner for run in runs]
-    device = runs[0].training.features.device
+    device = runs[0].training.examples.labels.device
     losses, hits = torch.zeros(len(runs), device=device), torch.zeros(len(runs), device=device)
     for step in range(runs[0].steps):
-        batches = [features[step] for features, _ in drawn]
-        labels = [labels[step] for _, labels in drawn]
-        logits = _logits(learners, batches)                                       # (b, c) each
-        found = [F.cross_entropy(one, label) for one, label in zip(logits, labels, strict=True)]
-        for run in runs:
-            run.optimiser.zero_grad(set_to_none=True)
-        sum(found[1:], found[0]).backward()
-        for run in runs:
-            run.optimiser.step()
-        losses += torch.stack([loss.detach() for loss in found])
-        hits += torch.stack([(one.argmax(1) == label).sum() for one, label in zip(logits, labels, strict=True)])
-    seen = [sum(map(len, labels)) for _, labels in drawn]
+        rows = [batches[step] for batches, _ in drawn]
+        images = [run.training.examples.batch(batches[step], views[step])
+                  for run, (batches, views) in zip(runs, drawn, strict=True)]  # fmt: skip
+        labels = [run.training.examples.labels[row] for run, row in zip(runs, rows, strict=True)]
+        found = _losses(learners, images, labels)
+        if total := [loss for loss, _ in found if loss.requires_grad]:
+            for run in runs:
+                run.optimiser.zero_grad(set_to_none=True)
+            sum(total[1:], total[0]).backward()
+            for run in runs:
+                run.optimiser.step()
+        losses += torch.stack([loss.detach() for loss, _ in found])
+        hits += torch.stack([(one.argmax(1) == label).sum() for (_, one), label in zip(found, labels, strict=True)])
+    seen = [sum(map(len, batches)) for batches, _ in drawn]
     validated = _validate(runs)
     for i, (run, loss, hit) in enumerate(zip(runs, losses.tolist(), hits.tolist(), strict=True)):
         run.finish(Epoch(len(run.curve), rates[i], loss / run.steps, hit / seen[i], *validated[i]))
 
 
-def _logits(learners: Sequence[nn.Module], image_features: Sequence[Tensor]) -> list[Tensor]:
-    """Each learner's answer to its own images (n, d) -> (n, c)."""
-    together = getattr(type(learners[0]), "forward_together", None)
-    if together and len(learners) > 1 and all(type(learner) is type(learners[0]) for learner in learners):
-        return together(learners, image_features)
-    return [learner(features) for learner, features in zip(learners, image_features, strict=True)]
+def _losses(learners: Sequence[Any], images: Sequence[Tensor], labels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Each learner's loss and logits (b, c) for its own batch."""
+    if _join(learners):
+        logits = type(learners[0]).logits_together(learners, images)
+        return [(F.cross_entropy(one, label), one) for one, label in zip(logits, labels, strict=True)]
+    return [learner.loss(some, label) for learner, some, label in zip(learners, images, labels, strict=True)]
+
+
+def _join(learners: Sequence[Any]) -> bool:
+    """Whether these learners encode their prompts in one pass."""
+    return len(learners) > 1 and hasattr(learners[0], "logits_together") and len(set(map(type, learners))) == 1
 
 
 @torch.no_grad()
 def _validate(runs: Sequence[_Run]) -> list[tuple[float | None, float | None]]:
     """Loss and accuracy on each run's validation images, if it has any."""
-    data = {i: run.training.validation for i, run in enumerate(runs) if run.training.validation}
+    data = {i: run.training.validation for i, run in enumerate(runs)
+            if run.training.validation is not None and len(run.training.validation.labels)}  # fmt: skip
     found: list[tuple[float | None, float | None]] = [(None, None)] * len(runs)
-    if data:
-        answers = _logits([runs[i].training.learner for i in data], [features for features, _ in data.values()])
-        for (i, (_, labels)), logits in zip(data.items(), answers, strict=True):
-            hits = logits.argmax(dim=1) == labels
-            found[i] = (F.cross_entropy(logits, labels).item(), hits.float().mean().item())
+    if not data:
+        return found
+    learners, images = [runs[i].training.learner for i in data], [first_views(examples) for examples in data.values()]
+    if _join(learners) and not hasattr(learners[0], "images_at_once"):
+        answers = type(learners[0]).logits_together(learners, images)
+    else:
+        answers = [logits_in_pieces(learner, some) for learner, some in zip(learners, images, strict=True)]
+    for (i, examples), logits in zip(data.items(), answers, strict=True):
+        hits = logits.argmax(dim=1) == examples.labels
+        found[i] = (F.cross_entropy(logits, examples.labels).item(), hits.float().mean().item())
     return found
+
+
+def first_views(examples: Examples) -> Tensor:
+    """View 0 of every image."""
+    rows = torch.arange(len(examples.labels), device=examples.labels.device)
+    return examples.batch(rows, torch.zeros_like(rows))
 
 
 def _write(

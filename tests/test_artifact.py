@@ -14,7 +14,7 @@ from coop_core.artifact import Artifact, check_backbone, make_card, read_artifac
 from coop_core.backbone import Backbone, load_backbone
 from coop_core.data.split import Split, SplitImage
 from coop_core.errors import ArtifactError
-from coop_core.methods import coop
+from coop_core.methods import Task, coop
 from coop_core.prompts.encoder import PromptEncoder
 from coop_core.prompts.layout import build_layout
 
@@ -29,7 +29,7 @@ def saved(backbone, tmp_path):
     def save(folder: str = "artefact", *, on: Backbone = backbone, **params: Any) -> tuple[coop.CoOp, Path]:
         method = coop.Params(**{"n_context": 3, "class_token_position": "middle", **params})
         generator = torch.Generator().manual_seed(len(folder))
-        learner = coop.build(method, backbone=on, class_names=NAMES, generator=generator)
+        learner = coop.build(method, backbone=on, task=Task(NAMES, "a photo of a {}."), generator=generator)
         card = make_card(
             learner=learner,
             method=method,
@@ -40,7 +40,7 @@ def saved(backbone, tmp_path):
             curve=[{"epoch": 0, "loss": 1.5}],
             code_revision="abc123",
         )
-        write_artifact(tmp_path / folder, learner, card, logit_scale=backbone.logit_scale)
+        write_artifact(tmp_path / folder, learner, card)
         return learner, tmp_path / folder
 
     return save
@@ -55,7 +55,7 @@ def test_what_was_learned_comes_back_equal(saved):
 def test_the_classifier_comes_back_equal(saved, backbone):
     learner, folder = saved()
 
-    classifier = read_artifact(folder).class_weights
+    classifier = read_artifact(folder).classifier
 
     assert torch.equal(classifier.weights, learner.class_weights())
     assert classifier.scale == backbone.logit_scale
@@ -74,7 +74,7 @@ def test_a_restored_learner_answers_as_the_one_that_was_saved(saved, backbone, c
 
     restored = restore_learner(read_artifact(folder), backbone)
 
-    assert torch.equal(restored(features), learner(features))
+    assert torch.equal(restored.logits(features), learner.logits(features))
 
 
 def test_the_card_says_what_made_it(saved, backbone):
@@ -112,7 +112,7 @@ def test_binding_to_the_same_classes_in_another_order_moves_their_weights_along(
 def test_class_specific_context_refuses_other_classes(saved, backbone, names):
     _, folder = saved(class_specific=True)
 
-    with pytest.raises(ArtifactError, match=r"context of its own for each of cat, .* with other classes: train with"):
+    with pytest.raises(ArtifactError, match=r"something of its own for each of cat, .* with other classes: train"):
         restore_learner(read_artifact(folder), backbone, names)
 
 
@@ -177,7 +177,7 @@ def test_a_method_of_another_version_is_refused(saved, backbone):
     card = {**artifact.card, "method": {"name": "unheard-of"}}
 
     with pytest.raises(ArtifactError, match="method 'unheard-of' is not in this version of the product"):
-        restore_learner(Artifact(card, artifact.state, artifact.class_weights), backbone)
+        restore_learner(Artifact(card, artifact.state, artifact.classifier), backbone)
 
 
 def test_parameters_the_method_does_not_know_are_refused(saved, backbone):
@@ -186,7 +186,7 @@ def test_parameters_the_method_does_not_know_are_refused(saved, backbone):
     card = {**artifact.card, "method": {**artifact.card["method"], "n_context": 0}}
 
     with pytest.raises(ArtifactError, match="method parameters are not valid: Input should be greater"):
-        restore_learner(Artifact(card, artifact.state, artifact.class_weights), backbone)
+        restore_learner(Artifact(card, artifact.state, artifact.classifier), backbone)
 
 
 def test_a_state_that_is_not_the_methods_is_refused(saved, backbone):
@@ -194,7 +194,7 @@ def test_a_state_that_is_not_the_methods_is_refused(saved, backbone):
     artifact = read_artifact(folder)
 
     with pytest.raises(ArtifactError, match=r"holds \{\}, but the method expects \{'context_vectors': \(3, 32\)\}"):
-        restore_learner(Artifact(artifact.card, {}, artifact.class_weights), backbone)
+        restore_learner(Artifact(artifact.card, {}, artifact.classifier), backbone)
 
 
 @pytest.mark.parametrize("name", ["context.safetensors", "class_weights.safetensors"])

@@ -7,7 +7,7 @@ import torch
 
 from coop_core import memory
 from coop_core.memory import device_memory, group_limits
-from coop_core.prompts.encoder import Engine
+from coop_core.prompts.engine import Engine
 
 
 @pytest.fixture

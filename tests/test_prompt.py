@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from coop_core.errors import PromptError
-from coop_core.methods import coop
+from coop_core.methods import Task, coop
 from coop_core.prompts.layout import CONTEXT_STD, build_layout, count_words, initial_context
 
 NAMES = ["cat", "annual crop land", "pterodactyl", "forget-me-not", "residential"]
@@ -244,7 +244,10 @@ def test_random_context_depends_on_its_generator_alone(backbone):
 
 
 def _build(params: coop.Params, backbone) -> coop.CoOp:
-    return coop.build(params, backbone=backbone, class_names=NAMES, generator=torch.Generator().manual_seed(0))
+    return coop.build(
+        params, backbone=backbone, task=Task(tuple(NAMES), "a photo of a {}."),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
 
 
 def _table(position: str, m: int, name: list, stop: list, first: list, last: list) -> list:

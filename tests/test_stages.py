@@ -19,7 +19,6 @@ import pytest
 import torch
 from PIL import Image
 from ruamel.yaml import YAML
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 import coop_core.params
 from coop_core.artifact import read_artifact, write_card
@@ -420,17 +419,16 @@ def train_alone(project, mini) -> Callable[[], list[Epoch]]:
 
 @contextlib.contextmanager
 def counting(kind: type) -> Iterator[list[int]]:
-    """How often modules of a class are called, as torch itself reports it."""
-    calls = [0]
+    """How often learners of a class are asked for logits."""
+    calls, asked = [0], kind.logits
 
-    def see(module: Any, _: Any) -> None:
-        calls[0] += isinstance(module, kind)
+    def count(learner: Any, images: Any) -> Any:
+        calls[0] += 1
+        return asked(learner, images)
 
-    handle = register_module_forward_pre_hook(see)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "logits", count)
         yield calls
-    finally:
-        handle.remove()
 
 
 class Killed:

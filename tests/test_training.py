@@ -4,19 +4,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from coop_core import training
 from coop_core.backbone import digest_tensors
 from coop_core.errors import TrainingError
+from coop_core.features.examples import CachedFeatures
 from coop_core.judging.baselines import zero_shot
-from coop_core.methods import coop
+from coop_core.methods import Task, coop
+from coop_core.methods.learner import FeatureLearner
 from coop_core.params import TrainParams
-from coop_core.training import Checkpoint, Epoch, Training, fit, fit_together, generator_for, learning_rate_at
+from coop_core.training import Checkpoint, Epoch, Training, fit_together, generator_for, learning_rate_at
 
-NAMES = ["cat", "annual crop land", "river"]
+NAMES = ("cat", "annual crop land", "river")
+TASK = Task(NAMES, "a photo of a {}.")
 RECIPE = TrainParams(epochs=6, batch_size=4, learning_rate=0.02)
 STOPS = range(RECIPE.epochs)
 
 
-class Counting(nn.Module):
+def fit(
+    learner: nn.Module, features: Tensor, labels: Tensor, *, validation: tuple[Tensor, Tensor] | None = None, **options
+) -> list[Epoch]:
+    """On features (n, views, d); validation likewise."""
+    watched = None if validation is None else CachedFeatures(*validation)
+    return training.fit(Training(learner, CachedFeatures(features, labels), validation=watched, **options))
+
+
+class Counting(FeatureLearner):
     """A linear learner that remembers what it was asked."""
 
     def __init__(self, width: int, *, broken_from: int | None = None) -> None:
@@ -25,7 +37,7 @@ class Counting(nn.Module):
         self.asked: list[Tensor] = []
         self.broken_from = broken_from
 
-    def forward(self, features: Tensor) -> Tensor:
+    def logits(self, features: Tensor) -> Tensor:
         self.asked.append(features)
         logits = features @ self.weights.T
         return logits * float("nan") if self.broken_from and len(self.asked) >= self.broken_from else logits
@@ -49,7 +61,7 @@ def learner(backbone):
     def build(**params) -> coop.CoOp:
         settings = {"n_context": 2, **params}
         return coop.build(
-            coop.Params(**settings), backbone=backbone, class_names=NAMES, generator=generator_for(0, "context")
+            coop.Params(**settings), backbone=backbone, task=TASK, generator=generator_for(0, "context")
         )
 
     return build
@@ -94,7 +106,7 @@ def test_words_that_never_learn_answer_as_the_zero_shot_baseline(backbone, learn
     fit(trained, features, labels, recipe=still, seed=0)
 
     expected = zero_shot(backbone, NAMES, "a photo of a {}.").logits(features[:, 0])
-    torch.testing.assert_close(trained(features[:, 0]).detach(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(trained.logits(features[:, 0]).detach(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_learning_rate_of_zero_leaves_the_context_as_it_was(learner, images):
@@ -131,7 +143,7 @@ def test_putting_a_learner_in_training_mode_leaves_its_tower_out(zoo):
     """The encoder drops out one value in ten when it trains."""
     backbone = zoo.backbone("bert-mean-linear")
     learner = coop.build(
-        coop.Params(n_context=2), backbone=backbone, class_names=NAMES, generator=generator_for(0, "context")
+        coop.Params(n_context=2), backbone=backbone, task=TASK, generator=generator_for(0, "context")
     )
 
     learner.train()
@@ -193,7 +205,7 @@ def test_generators_of_other_purposes_draw_other_numbers():
 @pytest.mark.parametrize("stop", STOPS)
 def test_training_interrupted_at_any_epoch_ends_as_uninterrupted(learner, images, tmp_path, stop):
     features, labels = images
-    validation = {"val_features": features[:3, 0], "val_labels": labels[:3]}
+    validation = {"validation": (features[:3], labels[:3])}
     uninterrupted, resumed = learner(), learner()
     expected = fit(uninterrupted, features, labels, recipe=RECIPE, seed=3, **validation)
     checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", key="this training", every_seconds=0)
@@ -355,7 +367,7 @@ def test_validation_changes_nothing_that_is_learned(learner, images):
     features, labels = images
     watched, alone = learner(), learner()
 
-    fit(watched, features, labels, recipe=RECIPE, seed=0, val_features=features[:3, 0], val_labels=labels[:3])
+    fit(watched, features, labels, recipe=RECIPE, seed=0, validation=(features[:3], labels[:3]))
     fit(alone, features, labels, recipe=RECIPE, seed=0)
 
     assert torch.equal(watched.context_vectors, alone.context_vectors)
@@ -388,8 +400,8 @@ SETTINGS = [(0, 0.02, 6), (1, 0.02, 6), (2, 0.5, 6), (0, 0.1, 3)]
 
 def _training(learner, images, seed: int, rate: float, epochs: int, **options) -> Training:
     recipe = RECIPE.model_copy(update={"learning_rate": rate, "epochs": epochs})
-    return Training(learner, *images, recipe=recipe, seed=seed, val_features=images[0][:, 0], val_labels=images[1],
-                    **options)  # fmt: skip
+    examples = CachedFeatures(*images)
+    return Training(learner, examples, recipe=recipe, seed=seed, validation=examples, **options)
 
 
 @pytest.mark.parametrize("class_specific", [False, True])

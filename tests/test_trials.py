@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from toy_images import paint_classes
+from toy_params import toy_params
 
 from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
 from coop_core.data.importers import import_dataset
 from coop_core.errors import PromptError, SplitError, TrainingError
-from coop_core.params import Params, parse_params
-from coop_core.prompts import encoder as text_encoding
-from coop_core.prompts.encoder import Engine
+from coop_core.params import Params
+from coop_core.prompts import engine
+from coop_core.prompts.engine import Engine
 from coop_core.sweeps.trials import Scores, TrialRunner
 
 
@@ -33,22 +34,8 @@ def runner(tmp_path: Path) -> TrialRunner:
 
 @pytest.fixture
 def trial(zoo) -> Any:
-    def make(*, seed: int = 1, architecture: str = "flat", **changes: dict[str, Any]) -> Params:
-        tree: dict[str, Any] = {
-            "seed": seed,
-            "dataset": {"source": "toys"},
-            "split": {"shots": 2},
-            "backbone": {"architecture": zoo.architecture(architecture)},
-            "features": {"views": 1, "batch_size": 8},
-            "method": {"name": "coop", "n_context": 2},
-            "train": {"epochs": 4, "learning_rate": 0.02, "batch_size": 4},
-            "engine": {},
-            "baselines": {"ensemble_templates": ["a photo of a {}."]},
-            "evaluate": {},
-        }
-        tree = {name: {**value, **changes.get(name, {})} if isinstance(value, dict) else value
-                for name, value in tree.items()}  # fmt: skip
-        return parse_params(tree, where="toy")
+    def make(*, architecture: str = "flat", **changes: Any) -> Params:
+        return toy_params(zoo.architecture(architecture), **changes)
 
     return make
 
@@ -112,7 +99,7 @@ def test_an_image_is_encoded_once_for_all_trials(runner, trial, dataset):
 
 def test_trainers_that_share_a_device_share_its_memory(trial, dataset, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(text_encoding, "device_memory", lambda device: 8_000)
+    monkeypatch.setattr(engine, "device_memory", lambda device: 8_000)
     monkeypatch.setattr(Engine, "memory_on", spy(Engine.memory_on, asked))
     TrialRunner(store_folder=tmp_path, device="cpu", sharing=4).run([trial()], dataset)
 

@@ -9,7 +9,7 @@ from toy_split import toy_split
 
 from coop_core.artifact import make_card, write_artifact
 from coop_core.backbone import Backbone
-from coop_core.methods import coop
+from coop_core.methods import Task, coop
 
 
 def write_prompt(
@@ -18,11 +18,12 @@ def write_prompt(
     """The folder, with an artefact in it."""
     params = coop.Params(n_context=3)
     learner = coop.build(
-        params, backbone=backbone, class_names=class_names, generator=torch.Generator().manual_seed(0)
-    )
+        params, backbone=backbone, task=Task(tuple(class_names), "a photo of a {}."),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
     card = make_card(
         learner=learner, method=params, backbone=backbone, split=toy_split(tuple(class_names)), shots=1,
         params={"seed": 7}, curve=curve, code_revision="abc123",
     )  # fmt: skip
-    write_artifact(folder, learner, card, logit_scale=backbone.logit_scale)
+    write_artifact(folder, learner, card)
     return folder

@@ -1,6 +1,6 @@
 """Linear classifiers: image features -> logits and probabilities; what every baseline and every prompt becomes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ class LinearClassifier:
 
     def probabilities(self, features: Tensor) -> Tensor:
         return self.logits(features).softmax(dim=-1)
+
+    def cpu(self) -> "LinearClassifier":
+        return replace(self, weights=self.weights.cpu(), bias=None if self.bias is None else self.bias.cpu())
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """As named tensors, for a safetensors file that may hold several classifiers."""

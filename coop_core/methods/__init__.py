@@ -1,24 +1,28 @@
-"""Prompt-learning methods, one file each: the file's name is the method's name in params.yaml.
+"""Methods, one file each: the file's name is the method's name in params.yaml (docs/adding-a-method.md).
 
 A method file holds two public things; adding the file is all it takes to add the method:
 
     class Params(MethodParams)      its hyper-parameters, with ranges and help
-    def build(params, *, backbone, class_names, generator, engine) -> Learner
+    def build(params, *, backbone, task, generator, engine, examples, validation, state) -> Learner
 
-`training.fit` trains any learner; `artifact` saves its state and builds it again.
+`preparing.prepare` calls it, `training.fit` trains any learner, `artifact` saves its state and builds it again, and
+`answering` answers with it.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
+
+    from coop_core.judging.classifier import LinearClassifier
 
 
 class MethodParams(BaseModel):
@@ -29,24 +33,58 @@ class MethodParams(BaseModel):
     name: str
 
 
-class Learner(Protocol):
-    """What training, evaluation and serving ask of a method; in practice a torch module.
+@dataclass(frozen=True)
+class Task:
+    """What is to be told apart."""
 
-    Only what is learned may be registered as a parameter: the state is the product's artefact, and the
-    frozen towers must stay out of it.
+    class_names: tuple[str, ...]
+    template: str
+    """The data set's own hand-written prompt, with one {} for the class name."""
+    descriptions: tuple[tuple[str, ...], ...] = ()
+    """Sentences a class, from the data set's card, for methods that read them; empty where the card has none."""
+
+
+class Examples(Protocol):
+    """Labelled images, in whatever form a learner reads them: cached features now, pixels decoded as they come."""
+
+    @property
+    def labels(self) -> "Tensor":
+        """(n,) int64, on the device that learners compute on."""
+
+    @property
+    def views(self) -> int:
+        """Encodings or augmentations there are of each image; view 0 is the test transform."""
+
+    def batch(self, rows: "Tensor", views: "Tensor") -> "Tensor":
+        """Images by number (b,), one view of each (b,) -> what `Learner.reads` names, on the device."""
+
+
+class Learner(Protocol):
+    """What training, evaluation and serving ask of a method; in practice a torch module (`methods.learner`).
+
+    Only what is learned may be in its state: the state is the product's artefact, and the frozen towers must stay
+    out of it. A learner without parameters is finished when it is built.
     """
 
+    reads: Literal["features", "pixels"]
+    """features: what the image tower says (n, d), not normalised; pixels: normalised ones (n, 3, size, size)."""
     rebinds: bool
     """Whether what was learned can be used with another class list."""
 
-    def __call__(self, image_features: "Tensor") -> "Tensor":
-        """L2-normalised image features (n, d) -> logits (n, c), in float32."""
+    def logits(self, images: "Tensor") -> "Tensor":
+        """Images -> (n, c), float32."""
 
-    def class_weights(self) -> "Tensor | None":
-        """L2-normalised (c, d), or None where the classifier depends on the image."""
+    def loss(self, images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Images and labels (n,) -> the loss to go down, and the logits (n, c) for the curve."""
 
-    # Optional, for many trainings at once:
-    #   forward_together(learners, image_features) -> list of logits, static, each learner's for its own images
+    def classifier(self) -> "LinearClassifier | None":
+        """What it collapses to for its classes, or None where the answer to an image needs the method itself."""
+
+    # Optional, for many trainings at once, by methods that take cross-entropy:
+    #   logits_together(learners, images) -> list of logits, static, each learner's for its own images
+    # Optional, for methods that do not collapse:
+    #   images_at_once: how many images' logits fit into its engine's memory without a gradient
+    #   prompts_per_image: how many prompts an answer costs
 
     def parameters(self) -> "Iterator[Parameter]": ...
 
@@ -56,7 +94,7 @@ class Learner(Protocol):
 
 
 def method_names() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name != "learner"]
 
 
 def load_method(name: str) -> ModuleType:

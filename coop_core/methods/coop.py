@@ -5,17 +5,20 @@ replaced by learned vectors in the text tower's embedding space; both towers and
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from coop_core.backbone import Backbone
-from coop_core.errors import PromptError
-from coop_core.methods import MethodParams
-from coop_core.prompts.encoder import Engine, PromptEncoder, encode_together
-from coop_core.prompts.layout import Position, build_layout, count_words, initial_context
+from coop_core.judging.classifier import LinearClassifier
+from coop_core.methods import MethodParams, Task
+from coop_core.methods.learner import FeatureLearner
+from coop_core.prompts.encoder import PromptEncoder, encode_together
+from coop_core.prompts.engine import Engine
+from coop_core.prompts.layout import Position, build_layout, context_size, initial_context
 
 
 class Params(MethodParams):
@@ -35,7 +38,7 @@ class Params(MethodParams):
         return self
 
 
-class CoOp(nn.Module):
+class CoOp(FeatureLearner):
     """Learned context vectors in front of a frozen text tower."""
 
     def __init__(self, encoder: PromptEncoder, context_vectors: Tensor, *, logit_scale: float) -> None:
@@ -46,30 +49,35 @@ class CoOp(nn.Module):
         self.rebinds = context_vectors.ndim == 2
 
     def class_weights(self) -> Tensor:
-        return self.encoder(self.context_vectors)                                 # (c, d)
+        """L2-normalised text features (c, d)."""
+        return self.encoder(self.context_vectors)
 
-    def forward(self, image_features: Tensor) -> Tensor:
-        return self.logit_scale * image_features @ self.class_weights().T         # (n, c)
+    def classifier(self) -> LinearClassifier:
+        return LinearClassifier(self.class_weights(), scale=self.logit_scale)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self._logits(images, self.class_weights())
 
     @staticmethod
-    def forward_together(learners: Sequence["CoOp"], image_features: Sequence[Tensor]) -> list[Tensor]:
-        """Each learner's logits for its own image features, with prompts encoded in as few passes as possible."""
+    def logits_together(learners: Sequence["CoOp"], images: Sequence[Tensor]) -> list[Tensor]:
+        """Each learner's logits for its own images, with prompts encoded in as few passes as possible."""
         weights = encode_together([one.encoder for one in learners], [one.context_vectors for one in learners])
-        return [
-            one.logit_scale * features @ own.T
-            for one, features, own in zip(learners, image_features, weights, strict=True)
-        ]
+        return [one._logits(*its) for one, its in zip(learners, zip(images, weights, strict=True), strict=True)]
+
+    def _logits(self, images: Tensor, class_weights: Tensor) -> Tensor:
+        return self.logit_scale * F.normalize(images, dim=-1) @ class_weights.T   # (n, c)
 
 
 def build(
     params: Params,
     *,
     backbone: Backbone,
-    class_names: Sequence[str],
+    task: Task,
     generator: torch.Generator,
     engine: Engine | None = None,
+    **rest: Any,
 ) -> CoOp:
-    """An untrained CoOp for these class names.
+    """An untrained CoOp for the task's class names.
 
     Raises
     ------
@@ -77,10 +85,10 @@ def build(
         When n_context is not the number of tokens of initial_words, or prompts do not fit the tower.
     """
     tower = backbone.text_tower
-    n_context = _n_context(params, backbone)
+    n_context = context_size(params.n_context, params.initial_words, backbone)
     layout = build_layout(
         tower,
-        class_names,
+        task.class_names,
         n_context=n_context,
         position=params.class_token_position,
         initial_words=params.initial_words,
@@ -89,20 +97,8 @@ def build(
         tower,
         n_context=n_context,
         initial_words=params.initial_words,
-        class_specific=len(class_names) if params.class_specific else None,
+        class_specific=len(task.class_names) if params.class_specific else None,
         generator=generator,
     )
     encoder = PromptEncoder(tower, layout, class_specific=params.class_specific, engine=engine)
     return CoOp(encoder, context.to(backbone.device), logit_scale=backbone.logit_scale)
-
-
-def _n_context(params: Params, backbone: Backbone) -> int:
-    if params.n_context is not None and params.initial_words is None:
-        return params.n_context
-    counted = count_words(backbone.text_tower, params.initial_words or "")
-    if params.n_context not in (None, counted):
-        raise PromptError(
-            f"method.initial_words {params.initial_words!r} is {counted} tokens for {backbone.name}, but "
-            f"method.n_context is {params.n_context}: set it to {counted} or null"
-        )
-    return counted

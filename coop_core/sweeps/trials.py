@@ -18,17 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coop_core.answering import answer_with
 from coop_core.backbone import Backbone
 from coop_core.data.dataset import Dataset
 from coop_core.data.split import Split, SplitImage, few_shot_split
 from coop_core.errors import CoopError, TrainingError
-from coop_core.features.extract import extract_features, feature_key, normalised
+from coop_core.features.examples import CachedFeatures
+from coop_core.features.extract import extract_features, feature_key
 from coop_core.files import digest_json, read_array
 from coop_core.judging import baselines
 from coop_core.judging.evaluation import evaluate
-from coop_core.methods import load_method
 from coop_core.params import BackboneParams, Params
-from coop_core.training import Epoch, Training, fit_together, generator_for
+from coop_core.preparing import prepare
+from coop_core.training import Epoch, Training, first_views, fit_together
 
 _KEPT = 12
 """Arrays of features and class weights that stay in memory."""
@@ -60,9 +62,7 @@ class Scores:
 class _Prepared:
     training: Training
     split: Split
-    test_features: Tensor
-    """(n, d), L2-normalised"""
-    test_labels: np.ndarray
+    test: CachedFeatures
     zero_shot_accuracy: float
 
 
@@ -110,24 +110,15 @@ class TrialRunner:
         )
         if not split.val:
             raise TrainingError(f"{dataset.name} leaves no validation images, and a sweep chooses by them: add images")
-        train = self._features(backbone, dataset, split.train, params, views=params.features.views)  # (n, views, d)
-        val, test = (
-            self._features(backbone, dataset, images, params)[:, 0] for images in (split.val, split.test)
-        )                                                                                            # (n, d)
-        learner = load_method(params.method.name).build(
-            params.method,
-            backbone=backbone,
-            class_names=split.class_names,
-            generator=generator_for(params.seed, "context"),
-            engine=dataclasses.replace(params.engine.engine(), sharing=self.sharing),
+        train, val, test = (
+            CachedFeatures(self._features(backbone, dataset, images, params, views=views), _labels(images, backbone))
+            for images, views in ((split.train, params.features.views), (split.val, 1), (split.test, 1))
         )
-        labels = _labels(split.test)
-        training = Training(
-            learner, train, torch.tensor(_labels(split.train), device=backbone.device), params.train, params.seed,
-            val_features=val, val_labels=torch.tensor(_labels(split.val), device=backbone.device), on_epoch=on_epoch,
+        training = prepare(
+            params, split=split, backbone=backbone, examples=train, validation=val, on_epoch=on_epoch,
+            engine=dataclasses.replace(params.engine.engine(), sharing=self.sharing),
         )  # fmt: skip
-        zero_shot = self._zero_shot(backbone, split, test, labels)
-        return _Prepared(training, split, test, labels, zero_shot)
+        return _Prepared(training, split, test, self._zero_shot(backbone, split, test))
 
     def _backbone(self, params: BackboneParams) -> Backbone:
         key = ("backbone", params)
@@ -136,9 +127,9 @@ class TrialRunner:
         return self._keep(key, lambda: params.load(device=self.device))
 
     def _features(
-        self, backbone: Backbone, dataset: Dataset, images: Sequence[SplitImage], params: Params, *, views: int = 1
+        self, backbone: Backbone, dataset: Dataset, images: Sequence[SplitImage], params: Params, *, views: int
     ) -> Tensor:
-        """L2-normalised (n, views, d) on the device; one process computes at a time, the others find it done."""
+        """(n, views, d) on the device; one process computes at a time, the others find it done."""
 
         def compute() -> Tensor:
             self.store_folder.mkdir(parents=True, exist_ok=True)
@@ -150,19 +141,19 @@ class TrialRunner:
                     backbone, images, root=dataset.root, target=target, store_folder=self.store_folder, views=views,
                     seed=params.seed, batch_size=params.features.batch_size,
                 )  # fmt: skip
-                return normalised(np.array(read_array(target)), device=backbone.device)
+                return torch.from_numpy(np.array(read_array(target))).to(backbone.device)
 
         drawn_by = params.seed if views > 1 else None
         digest = digest_json([image.digest for image in images])
         return self._keep(("features", feature_key(backbone), digest, views, drawn_by), compute)
 
-    def _zero_shot(self, backbone: Backbone, split: Split, test: Tensor, labels: np.ndarray) -> float:
-        key = ("zero-shot", feature_key(backbone), split.class_names, split.template, split.test_digest)
-        classifier = baselines.zero_shot
-        return self._keep(key, lambda: float(
-            (classifier(backbone, split.class_names, split.template).logits(test).argmax(1).cpu().numpy() == labels)
-            .mean()
-        ))  # fmt: skip
+    def _zero_shot(self, backbone: Backbone, split: Split, test: CachedFeatures) -> float:
+        def compute() -> float:
+            classifier = baselines.zero_shot(backbone, split.class_names, split.template)
+            return float((classifier.logits(first_views(test)).argmax(1) == test.labels).float().mean())
+
+        return self._keep(("zero-shot", feature_key(backbone), split.class_names, split.template, split.test_digest),
+                          compute)  # fmt: skip
 
     def _keep(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """The value of a key, computed when it is not in memory; the one longest unused makes room."""
@@ -174,11 +165,11 @@ class TrialRunner:
 
 
 def _judge(one: _Prepared, curve: Sequence[Epoch], params: Params, seconds: float) -> Scores:
-    with torch.no_grad():
-        probabilities = one.training.learner(one.test_features).softmax(dim=-1).cpu().numpy()  # (n, c)
+    answers = answer_with(one.training.learner, class_names=one.split.class_names)
     test = evaluate(
-        probabilities, one.test_labels, one.split.class_names, calibration_bins=params.evaluate.calibration_bins
-    )
+        answers.probabilities(first_views(one.test)).cpu().numpy(), one.test.labels.cpu().numpy(),
+        one.split.class_names, calibration_bins=params.evaluate.calibration_bins,
+    )  # fmt: skip
     last = curve[-1]
     return Scores(
         val_accuracy=last.val_accuracy or 0.0,
@@ -193,5 +184,5 @@ def _judge(one: _Prepared, curve: Sequence[Epoch], params: Params, seconds: floa
     )
 
 
-def _labels(images: Sequence[SplitImage]) -> np.ndarray:
-    return np.array([image.label for image in images])
+def _labels(images: Sequence[SplitImage], backbone: Backbone) -> Tensor:
+    return torch.tensor([image.label for image in images], dtype=torch.int64, device=backbone.device)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from coop_core.artifact import Artifact, read_artifact, restore_learner
+from coop_core.answering import answerer
+from coop_core.artifact import Artifact, read_artifact
 from coop_core.backbone import digest_tensors
 from coop_core.data.split import Split, read_split
 from coop_core.errors import ArtifactError
-from coop_core.features.extract import load_features, normalised
+from coop_core.features.extract import load_features
 from coop_core.files import read_json, read_tensors, write_json, write_text
 from coop_core.judging.classifier import LinearClassifier
 from coop_core.judging.evaluation import Evaluation, evaluate
@@ -44,7 +45,7 @@ def main() -> None:
         return LinearClassifier.from_tensors(tensors, name).probabilities(features).numpy()
 
     method = params.method.name
-    learned = learned_probabilities(prompt, features)
+    learned = answerer(prompt).probabilities(features).numpy()
     evaluations = {
         "zero-shot": judge(baseline("zero-shot")),
         "prompt ensemble": judge(baseline("prompt ensemble")),
@@ -54,7 +55,7 @@ def main() -> None:
     few_shot_curve = [
         {
             "shots": shots,
-            method: judge(learned_probabilities(curve_prompts[shots], features)).accuracy,
+            method: judge(answerer(curve_prompts[shots]).probabilities(features).numpy()).accuracy,
             "linear probe": judge(baseline(f"linear probe {shots}")).accuracy,
         }
         for shots in sorted(params.split.curve_shots)
@@ -88,15 +89,6 @@ def check_origin(data: Mapping[str, Any], key: str | None, prompt: Artifact, spl
         raise ArtifactError(f"the {what} in artifacts/ belong to another split: run `dvc repro`")
     if key != prompt.feature_key:
         raise ArtifactError(f"the {what} in artifacts/ were made on other weights than the prompt: run `dvc repro`")
-
-
-def learned_probabilities(artifact: Artifact, features: torch.Tensor) -> np.ndarray:
-    """Of the test images, by the classifier the prompt collapsed to, or by the method where it cannot."""
-    if artifact.class_weights is not None:
-        return artifact.class_weights.probabilities(features).numpy()
-    learner = restore_learner(artifact, artifact.load_backbone())
-    with torch.no_grad():
-        return learner(normalised(features.numpy())).softmax(dim=-1).numpy()
 
 
 def headline(evaluations: dict[str, Evaluation]) -> dict[str, Any]:

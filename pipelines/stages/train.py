@@ -6,21 +6,23 @@ Smaller numbers of shots, for the few-shot curve, go to artifacts/curve_prompts.
 import csv
 import io
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from coop_core.artifact import Artifact, make_card, read_artifact, write_artifact
 from coop_core.backbone import Backbone
-from coop_core.data.split import Split, read_split
-from coop_core.features.extract import feature_key, load_features, normalised
+from coop_core.data.split import Split, SplitImage, read_split
+from coop_core.features.examples import CachedFeatures
+from coop_core.features.extract import feature_key, load_features
 from coop_core.files import digest_json, write_json, write_text
-from coop_core.methods import load_method
 from coop_core.params import Params, load_params
+from coop_core.preparing import prepare
 from coop_core.prompts.interpretation import nearest_words
-from coop_core.training import Checkpoint, Epoch, fit, generator_for
+from coop_core.training import Checkpoint, Epoch, fit
 from pipelines import console, paths
 from pipelines.revision import code_revision, core_digest
 from pipelines.settings import choose_device, load_settings
@@ -45,39 +47,24 @@ def train_prompt(
     folder: Path, params: Params, split: Split, backbone: Backbone, shots: int, checkpoints: Path
 ) -> list[Epoch]:
     """Train on the first `shots` images a class and write the artefact into `folder`."""
-    images = split.shots_subset(shots)
-    made_by = feature_key(backbone)
-    train_features = load_features(paths.FEATURES, "train", split, key=made_by)
-    features = normalised(train_features[: len(images)], device=backbone.device)
-    labels = torch.tensor([image.label for image in images], device=backbone.device)
-    val_features = normalised(load_features(paths.FEATURES, "val", split, key=made_by)[:, 0], device=backbone.device)
-    val_labels = torch.tensor([image.label for image in split.val], device=backbone.device)
-    learner = load_method(params.method.name).build(
-        params.method,
-        backbone=backbone,
-        class_names=split.class_names,
-        generator=generator_for(params.seed, "context"),
-        engine=params.engine.engine(),
-    )
     key = checkpoint_key(params, split, backbone, shots, code=core_digest())
     checkpoint = Checkpoint(checkpoints / f"{key}.safetensors", key)
     log.info("training %s with %d shots on %s", params.method.name, shots, backbone.device)
-    if encoder := getattr(learner, "encoder", None):
-        log.info("text tower: %s", encoder)
     with console.progress(f"{params.method.name}, {shots} shots", params.train.epochs) as update:
-        curve = fit(
-            learner,
-            features,
-            labels,
-            recipe=params.train,
-            seed=params.seed,
-            val_features=val_features,
-            val_labels=val_labels,
+        training = prepare(
+            params,
+            split=split,
+            backbone=backbone,
+            examples=examples_of(split, "train", split.shots_subset(shots), backbone),
+            validation=examples_of(split, "val", split.val, backbone),
             checkpoint=checkpoint,
             on_epoch=lambda e: update(e.epoch + 1, details=f"loss {e.loss:.3f}, accuracy {100 * e.accuracy:.1f} %"),
         )
+        if encoder := getattr(training.learner, "encoder", None):
+            log.info("text tower: %s", encoder)
+        curve = fit(training)
     card = make_card(
-        learner=learner,
+        learner=training.learner,
         method=params.method,
         backbone=backbone,
         split=split,
@@ -87,9 +74,17 @@ def train_prompt(
         code_revision=code_revision(),
     )
     write_curve(folder / "curve.csv", curve)
-    write_artifact(folder, learner, card, logit_scale=backbone.logit_scale)
+    write_artifact(folder, training.learner, card)
     checkpoint.path.unlink(missing_ok=True)
     return curve
+
+
+def examples_of(
+    split: Split, subset: Literal["train", "val"], images: Sequence[SplitImage], backbone: Backbone
+) -> CachedFeatures:
+    """The first images of a subset, with the features that the backbone's own stage wrote."""
+    features = load_features(paths.FEATURES, subset, split, key=feature_key(backbone))
+    return CachedFeatures.of(images, features[: len(images)], device=backbone.device)
 
 
 def checkpoint_key(params: Params, split: Split, backbone: Backbone, shots: int, *, code: str) -> str:

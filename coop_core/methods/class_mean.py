@@ -1,0 +1,56 @@
+"""Class mean: each class is the mean of its images' features; nothing is trained.
+
+The nearest class mean on unit features (Snell, Swersky, Zemel, NeurIPS 2017, equation 1, with cosine similarity in
+place of distance): a classifier that costs one pass over the images, and the one to beat with few of them.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from coop_core.backbone import Backbone
+from coop_core.errors import TrainingError
+from coop_core.judging.classifier import LinearClassifier
+from coop_core.methods import Examples, MethodParams, Task
+from coop_core.methods.learner import Fixed
+
+
+class Params(MethodParams):
+    name: Literal["class_mean"] = "class_mean"
+
+
+def build(
+    params: Params,
+    *,
+    backbone: Backbone,
+    task: Task,
+    examples: Examples | None = None,
+    state: dict[str, Tensor] | None = None,
+    **rest: Any,
+) -> Fixed:
+    """From examples, all views of them; or, to load `state`, of its size.
+
+    Raises
+    ------
+    TrainingError
+        When a class has no example.
+    """
+    if state is not None:
+        weights = torch.zeros_like(state["weights"])
+    elif examples is not None:
+        weights = _means(examples, len(task.class_names))
+    else:
+        raise TrainingError("class_mean is built from examples, and there are none")
+    return Fixed(LinearClassifier(weights, scale=backbone.logit_scale))
+
+
+def _means(examples: Examples, classes: int) -> Tensor:
+    """L2-normalised means of L2-normalised features (c, d)."""
+    if empty := set(range(classes)) - set(examples.labels.tolist()):
+        raise TrainingError(f"class_mean needs an image of each class, but label {min(empty)} has none")
+    rows = torch.arange(len(examples.labels), device=examples.labels.device)
+    members = F.one_hot(examples.labels, classes).T.float()                       # (c, n)
+    views = [F.normalize(examples.batch(rows, torch.full_like(rows, view)), dim=-1) for view in range(examples.views)]
+    return F.normalize(members @ torch.stack(views).sum(dim=0), dim=-1)
