@@ -6,17 +6,24 @@ from pathlib import Path
 import coop_core
 from coop_core.files import digest_file, digest_json
 
+_ROOT = Path(coop_core.__file__).parents[1]
+_CODE = ("coop_core", "pipelines", "pyproject.toml", "constraints.txt", "dvc.yaml")
+"""What decides results beside images and parameters: the packages, what they are installed by, and the stages."""
 
-def code_revision() -> str:
-    """The commit, with `-dirty` when tracked code differs from it; `unknown` outside a checkout.
 
-    Changes that a run makes itself (dvc.lock, data.dvc) do not count.
+def code_revision(root: Path = _ROOT) -> str:
+    """The commit, with `-dirty` when the code in `root` differs from it; `unknown` where git does not have the code.
+
+    A Python file beside the code that git does not know counts, since it may be imported. Parameters, data sets and
+    documents do not count: they are no code, and cards name by digest what of them decides a result.
     """
     try:
-        commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!data.dvc")
+        _git(root, "ls-files", "--error-unmatch", "coop_core/__init__.py")
+        commit = _git(root, "rev-parse", "HEAD")
+        found = _git(root, "status", "--porcelain", "-z", "--untracked-files=all", "--", *_CODE)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    changed = any(not entry.startswith("?? ") or entry.endswith(".py") for entry in found.split("\0") if entry)
     return f"{commit}-dirty" if changed else commit
 
 
@@ -26,5 +33,5 @@ def core_digest() -> str:
     return digest_json([[path.relative_to(root).as_posix(), digest_file(path)] for path in sorted(root.rglob("*.py"))])
 
 
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout.strip()
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
