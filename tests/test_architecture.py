@@ -25,7 +25,7 @@ ROOMS = {
     "pipelines": [
         "environment paths revision summary locks",
         "settings processes",
-        "console",
+        "console links",
         "sources records services",
         "sweeps champion",
         "flows stages",

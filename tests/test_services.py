@@ -247,6 +247,9 @@ def test_up_says_where_all_is_and_status_shows_it_well(running):
     shown = running.coop("status")
 
     assert f"COOP_PREFECT_API_URL=http://127.0.0.1:{running.settings.prefect_port}/api" in running.said
+    pages = f"http://127.0.0.1:{running.settings.mlflow_port}/#/experiments?workflowType=machine_learning"
+    assert f"MLflow   {pages}\n" in running.said
+    assert f"MLflow's pages: {pages}\n" in shown.stdout
     assert shown.returncode == 0, shown.stdout
     assert re.findall(r"^ (\S+)\s+running ", shown.stdout, re.MULTILINE) == list(process_ids(running))
 

@@ -27,6 +27,8 @@ from pipelines.settings import Settings
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 
 NAMES = ("cat", "sea lake", "river")
+TRAINING = "workflowType=machine_learning"
+"""What opens MLflow where runs and models are; its page reads it behind the #."""
 DIGESTS = {"training": "a" * 64, "test": "b" * 64}
 EPOCHS = [
     {"epoch": 0, "learning_rate": 1e-5, "loss": 1.5, "accuracy": 0.25, "val_loss": 1.25, "val_accuracy": None},
@@ -340,9 +342,9 @@ def test_an_address_that_mlflow_does_not_know_is_a_sentence(uri):
 def test_the_link_of_a_run_is_on_the_server_or_on_the_page_that_make_ui_opens(settings):
     tracked = Tracked("run", "4", "coop-prompt", "1")
 
-    assert run_link(tracked, settings) == "http://127.0.0.1:5000/#/experiments/4/runs/run"
+    assert run_link(tracked, settings) == f"http://127.0.0.1:5000/#/experiments/4/runs/run?{TRAINING}"
     server = Settings(_env_file=None, tracking_uri="https://mlflow.example/")
-    assert run_link(tracked, server) == "https://mlflow.example/#/experiments/4/runs/run"
+    assert run_link(tracked, server) == f"https://mlflow.example/#/experiments/4/runs/run?{TRAINING}"
 
 
 def test_finished_runs_are_listed_the_newest_first(settings, history):
@@ -422,4 +424,5 @@ def test_no_runs_are_a_sentence_and_no_table(capsys):
 def test_the_link_to_compare_names_every_run_and_their_experiment_once(settings: Settings) -> None:
     rows = [{"run_id": run, "experiment_id": "1"} for run in ("a1", "b2")]
     link = compare_link(rows, settings)
-    assert link == "http://127.0.0.1:5000/#/compare-runs?runs=%5B%22a1%22%2C%22b2%22%5D&experiments=%5B%221%22%5D"
+    asked = f"runs=%5B%22a1%22%2C%22b2%22%5D&experiments=%5B%221%22%5D&{TRAINING}"
+    assert link == f"http://127.0.0.1:5000/#/compare-runs?{asked}"

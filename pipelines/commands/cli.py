@@ -177,6 +177,7 @@ def ui(
     """Open MLflow's pages on the tracking database, on loopback, until Ctrl-C."""
     from coop_core.errors import ServiceError
     from pipelines.environment import LOGIN
+    from pipelines.links import page
     from pipelines.services import local
     from pipelines.settings import load_settings
 
@@ -184,7 +185,8 @@ def ui(
     if settings.tracking_uri.startswith("http"):
         raise ServiceError(f"the runs are on a server already: open {settings.tracking_uri} in a browser")
     port = port or settings.mlflow_port
-    typer.echo(f"MLflow on http://127.0.0.1:{port}/#/experiments (ready in about 20 seconds; Ctrl-C ends it)\n"
+    home = page(settings.model_copy(update={"mlflow_port": port}), "experiments")
+    typer.echo(f"MLflow on {home} (ready in about 20 seconds; Ctrl-C ends it)\n"
                f"login: NAME:PASSWORD in {settings.services_folder / LOGIN}")  # fmt: skip
     local.show_pages(settings, port)
 

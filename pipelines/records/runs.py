@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.links import page, run_route
 from pipelines.records.registry import CANDIDATE, MISSING
 from pipelines.records.served import log_model
 from pipelines.records.server import (
@@ -13,7 +14,6 @@ from pipelines.records.server import (
     connected,
     find_experiment,
     heartbeat,
-    server_address,
     signs_of_life,
 )
 from pipelines.settings import Settings
@@ -103,7 +103,7 @@ def _record_and_register(
 
 def run_link(tracked: Tracked, settings: Settings) -> str:
     """The run's page; of the page that `make ui` opens when there is no server."""
-    return f"{server_address(settings)}/#/experiments/{tracked.experiment_id}/runs/{tracked.run_id}"
+    return page(settings, run_route(tracked.experiment_id, tracked.run_id))
 
 
 def compare_link(rows: list[dict[str, Any]], settings: Settings) -> str:

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from coop_core.errors import CoopError, ServiceError
 from pipelines.environment import use_tracking_login
+from pipelines.links import page
 from pipelines.settings import Settings, refusal, store_address, tracking_login
 
 log = logging.getLogger(__name__)
@@ -82,21 +83,11 @@ def find_experiment(client: Any, settings: Settings, name: str) -> str:
         return str(client.get_experiment_by_name(name).experiment_id)
 
 
-def server_address(settings: Settings) -> str:
-    """The server's address, or the one that `make ui` and `make up` give it."""
-    server = (
-        settings.tracking_uri
-        if settings.tracking_uri.startswith("http")
-        else f"http://127.0.0.1:{settings.mlflow_port}"
-    )
-    return server.rstrip("/")
-
-
 def compare_page(settings: Settings, runs: Sequence[str], experiments: Sequence[str]) -> str:
     """The page on which MLflow compares runs."""
     named = {"runs": runs, "experiments": experiments}
-    query = urlencode({key: json.dumps(list(ids), separators=(",", ":")) for key, ids in named.items()})
-    return f"{server_address(settings)}/#/compare-runs?{query}"
+    query = {key: json.dumps(list(ids), separators=(",", ":")) for key, ids in named.items()}
+    return page(settings, "compare-runs", **query)
 
 
 @contextmanager
@@ -126,9 +117,9 @@ def pages(client: Any, experiment: str, wanted: str) -> Iterator[Any]:
     """Every run that is wanted, however many there are."""
     token = None
     while True:
-        page = client.search_runs([experiment], wanted, max_results=1000, page_token=token)
-        yield from page
-        token = page.token
+        found = client.search_runs([experiment], wanted, max_results=1000, page_token=token)
+        yield from found
+        token = found.token
         if not token:
             return
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from coop_core.files import digest_json
 from coop_core.training import Epoch
+from pipelines.links import page, run_route
 from pipelines.records.server import (
     compare_page,
     connected,
     find_experiment,
     is_lost,
     pages,
-    server_address,
     signs_of_life,
 )
 from pipelines.settings import Settings
@@ -218,5 +218,4 @@ def sweep_links(settings: Settings, run_id: str, trials: Sequence[str]) -> tuple
     """The page of a sweep's run, and the one that compares its trials (at most 100 fit into an address)."""
     with connected(settings) as mlflow:
         experiment = mlflow.MlflowClient().get_experiment_by_name(experiment_name(settings)).experiment_id
-    page = f"{server_address(settings)}/#/experiments/{experiment}/runs/{run_id}"
-    return page, compare_page(settings, trials[:100], [experiment])
+    return page(settings, run_route(experiment, run_id)), compare_page(settings, trials[:100], [experiment])

@@ -37,6 +37,7 @@ from pipelines.environment import (
     service_secrets,
     visible_devices,
 )
+from pipelines.links import page
 from pipelines.services import supervision
 from pipelines.services.supervision import Service, fault, last_words, log_file
 from pipelines.settings import Settings, is_own, store_address, tracking_login
@@ -132,7 +133,7 @@ def up(settings: Settings) -> None:
               folder=folder, environment=environment | _placeholders(settings))  # fmt: skip
     text = f"""
 Prefect  {_prefect(settings)}
-MLflow   {_mlflow(settings)}
+MLflow   {page(settings, "experiments")}
 login    NAME:PASSWORD stands in {settings.services_folder / LOGIN}; Prefect's page takes it whole
 logs     {settings.services_folder / "logs"}
 
@@ -176,6 +177,7 @@ def status(settings: Settings) -> bool:
         well &= not wrong
         table.add_row("MLflow", wrong or "running", "-", "-", _mlflow(settings), style="red" if wrong else None)
     console.print(table)
+    console.print(f"MLflow's pages: {page(settings, 'experiments')}", highlight=False, soft_wrap=True)
     if not well:
         console.print("not all is well: the logs say why, and `make up` repairs what it can", highlight=False)
     return well
