@@ -2,7 +2,15 @@
 
 import csv
 import json
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -11,7 +19,7 @@ from coop_core.errors import GateError
 from coop_core.judging.gate import Policy
 from pipelines.champion import promotion
 from pipelines.records import claims
-from pipelines.records.claims import claim_promotion
+from pipelines.records.claims import Claim, claim_promotion
 from pipelines.records.registry import CANDIDATE, find_version, list_events
 from pipelines.records.server import connected
 from pipelines.settings import Settings
@@ -142,12 +150,10 @@ def test_a_change_cut_short_before_the_alias_moved_is_told_apart(settings, regis
     promotion.promote(settings, POLICY, version="1")
     first, second = find_version("1", settings), find_version("2", settings)
     with claim_promotion(settings, by="ann") as claim:
-        claim._token = "somebody else's"
+        claim.release()
         with pytest.raises(GateError, match="took this one's place"):
             promotion._move(second, first, "promote", settings, claim, "ann", None)
     assert find_version("champion", settings).number == "1"
-    with connected(settings) as mlflow:
-        mlflow.MlflowClient().delete_registered_model(f"{settings.registered_model}.promotion")
 
     promotion.promote(settings, POLICY, version="3")
 
@@ -163,23 +169,176 @@ def test_of_two_promotions_at_once_one_is_told(settings, register):
     assert promotion.promote(settings, POLICY).promote
 
 
-def test_what_a_killed_promotion_left_gives_way(settings, register, monkeypatch):
+@pytest.fixture
+def leave(settings):
+    """Claim and never release, as a killed process does."""
+    left = []
+
+    def make(by: str, *, at_once: bool = False) -> Claim:
+        left.append(claim_promotion(settings, by=by, at_once=at_once))  # kept, or its end would release it
+        return left[-1].__enter__()
+
+    return make
+
+
+def claim_tags(settings: Settings) -> dict[str, dict]:
+    with connected(settings) as mlflow:
+        tags = mlflow.MlflowClient().get_registered_model(settings.registered_model).tags
+    return {key: json.loads(value) for key, value in tags.items() if key.startswith("claim.")}
+
+
+def grow_old(settings: Settings) -> None:
+    """All claims are as old as if nobody had touched them for ten minutes."""
+    with connected(settings) as mlflow:
+        for key, tag in claim_tags(settings).items():
+            text = json.dumps(tag | {"since": tag["since"] - 600})
+            mlflow.MlflowClient().set_registered_model_tag(settings.registered_model, key, text)
+
+
+def test_what_a_killed_promotion_left_gives_way_after_some_minutes(settings, register, leave):
     register(5)
-    claim_promotion(settings, by="ann").__enter__()  # and never left
-    monkeypatch.setattr(claims, "_CLAIM_SECONDS", -1)
+    leave("ann")
+    with pytest.raises(GateError, match=r"another promotion is under way, by ann on .* gives way after 5 minutes"):
+        promotion.promote(settings, POLICY)
+    grow_old(settings)
 
     assert promotion.promote(settings, POLICY).promote
+    assert claim_tags(settings) == {}
 
 
-def test_a_killed_promotion_does_not_hold_up_a_rollback(settings, register):
+def test_a_killed_promotion_does_not_hold_up_a_rollback(settings, register, leave):
     for wrong in (9, 6):
         register(wrong)
         promotion.promote(settings, POLICY)
-    claim_promotion(settings, by="ann").__enter__()  # and never left
+    killed = leave("ann")
 
     assert promotion.rollback(settings) == ("2", "1")
     assert promotion.was_champion(settings, "2")
     assert not promotion.was_champion(settings, "1")
+    with pytest.raises(GateError, match="took this one's place"):
+        killed.confirm()
+
+
+def test_of_two_rollbacks_that_see_the_same_claim_neither_removes_the_others(settings, register, leave, monkeypatch):
+    """Ben is through while ann has only looked; she removes what she saw, and not his."""
+    register(5)
+    leave("zoe")
+    clear, of_ben = claims._clear, []
+
+    def late(*seen: Any) -> None:
+        monkeypatch.setattr(claims, "_clear", clear)
+        of_ben.append(leave("ben", at_once=True))
+        clear(*seen)
+
+    monkeypatch.setattr(claims, "_clear", late)
+    with (
+        pytest.raises(GateError, match="another promotion is under way, by ben"),
+        claim_promotion(settings, by="ann", at_once=True),
+    ):
+        pass
+
+    of_ben[0].confirm()
+    assert [tag["by"] for tag in claim_tags(settings).values()] == ["ben"]
+
+
+def test_a_rollback_that_comes_while_a_promotion_asks_is_alone(settings, register, monkeypatch):
+    """The promotion has found itself alone, and writes that it holds the right after its request was cleared."""
+    register(5)
+    with connected(settings) as mlflow:
+        slow = Claim(mlflow.MlflowClient(), settings.registered_model, "ann")
+    slow.ask()
+    write = slow._write
+    with ExitStack() as rollback:
+        monkeypatch.setattr(slow, "_write", lambda state: (
+            rollback.enter_context(claim_promotion(settings, by="ben", at_once=True)), write(state)
+        ))  # fmt: skip
+        with pytest.raises(GateError, match="took this one's place"):
+            slow.hold()
+        slow.release()
+        assert [tag["by"] for tag in claim_tags(settings).values()] == ["ben"]
+
+
+def test_a_claim_whose_requests_arrive_twice_holds(settings, register, monkeypatch):
+    """MLflow's client sends a request again when the answer to it was lost."""
+    register(5)
+    with connected(settings) as mlflow:
+        once = mlflow.MlflowClient.set_registered_model_tag
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_tag",
+                        lambda *words: (once(*words), once(*words)))  # fmt: skip
+
+    assert promotion.promote(settings, POLICY).promote
+    assert claim_tags(settings) == {}
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"by": "ann", "host": "h", "state": "holding", "since": NaN}',
+                                  '{"by": "ann", "host": "h", "state": "holding", "since": 9e99}'],
+                         ids=["empty", "nothing", "list", "no time", "far off"])  # fmt: skip
+def test_a_claim_that_says_nothing_blocks_nobody(settings, register, text):
+    register(5)
+    with connected(settings) as mlflow:
+        mlflow.MlflowClient().set_registered_model_tag(settings.registered_model, "claim.0", text)
+
+    assert promotion.promote(settings, POLICY).promote
+
+
+def test_what_older_versions_left_blocks_nobody(settings, register):
+    register(5)
+    with connected(settings) as mlflow:
+        mlflow.MlflowClient().create_registered_model(f"{settings.registered_model}.promotion", tags={"owner": "ann"})
+
+    assert promotion.promote(settings, POLICY).promote
+
+
+class Registry:
+    """A registered model's tags, which several clients change at once; every request takes its time."""
+
+    def __init__(self, seed: int, tags: dict[str, str]) -> None:
+        self.tags = dict(tags)
+        self._random, self._lock = random.Random(seed), threading.Lock()
+
+    def get_registered_model(self, name: str) -> Any:
+        return SimpleNamespace(tags=self._request(lambda: dict(self.tags)))
+
+    def set_registered_model_tag(self, name: str, key: str, value: str) -> None:
+        self._request(lambda: self.tags.update({key: value}))
+
+    def delete_registered_model_tag(self, name: str, key: str) -> None:
+        self._request(lambda: self.tags.pop(key, None))
+
+    def _request(self, act: Callable[[], Any]) -> Any:
+        with self._lock:
+            before, after = self._random.random() / 500, self._random.random() / 500
+        time.sleep(before)
+        with self._lock:
+            answer = act()
+        time.sleep(after)
+        return answer
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("left", [{}, {"claim.0": '{"by": "zoe", "host": "h", "state": "holding", "since": 0}'}],
+                         ids=["alone", "after a killed one"])  # fmt: skip
+def test_of_many_who_claim_at_once_one_holds(seed, left, monkeypatch):
+    monkeypatch.setattr(claims, "_POLL_SECONDS", 0.001)
+    registry, together = Registry(seed, left), threading.Barrier(5)
+
+    def claim(number: int) -> bool:
+        own = Claim(registry, "model", f"caller {number}")
+        together.wait()
+        own.ask()
+        try:
+            own.hold()
+        except GateError:
+            own.release()
+            return False
+        own.confirm()
+        return True  # and holds on
+
+    with ThreadPoolExecutor(5) as pool:
+        held = list(pool.map(claim, range(5)))
+
+    assert sum(held) == 1
+    assert len(registry.tags) == 1
 
 
 def test_a_champion_from_elsewhere_has_no_way_back_but_by_name(settings, register):
@@ -193,11 +352,10 @@ def test_a_champion_from_elsewhere_has_no_way_back_but_by_name(settings, registe
         promotion.rollback(settings)
 
 
-def test_a_promotion_that_was_overtaken_leaves_the_champion_alone(settings, register, monkeypatch):
+def test_a_promotion_that_was_overtaken_leaves_the_champion_alone(settings, register, leave):
     register(5)
-    slow = claim_promotion(settings, by="ann")
-    claim = slow.__enter__()
-    monkeypatch.setattr(claims, "_CLAIM_SECONDS", -1)
+    claim = leave("ann")
+    grow_old(settings)
     with claim_promotion(settings, by="ben"), pytest.raises(GateError, match="took this one's place"):
         claim.confirm()
 

@@ -1,11 +1,19 @@
-"""Claims: the right to change the champion, held by one process at a time, on whatever machine."""
+"""Claims: the right to change the champion, held by one process at a time, on whatever machine.
 
+A claim is a tag `claim.NUMBER` of the registered model, so whoever may promote may claim, and clear what others left.
+Every claimer writes a tag of its own and then reads all of them. Of two at once the later writer sees the earlier, so
+never do both find themselves alone (Dekker). No compare-and-set is needed, and nobody writes or removes another's tag
+unless it is stale. Machines whose clocks differ by minutes take living claims for stale ones; `confirm` then tells.
+"""
+
+import json
 import logging
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from coop_core.errors import GateError
@@ -15,72 +23,143 @@ from pipelines.settings import Settings
 log = logging.getLogger(__name__)
 
 _CLAIM_SECONDS = 300
+"""What a killed process left is in nobody's way after so long."""
+_UNDECIDED_SECONDS = 10.0
+"""How long to wait for another who has asked and neither holds nor withdraws."""
+_POLL_SECONDS = 0.1
+_CLAIM = "claim."
+_ASKING, _HOLDING = "asking", "holding"
+
+
+@dataclass(frozen=True)
+class _Tag:
+    by: str
+    host: str
+    state: str
+    since: float
+    """Seconds since 1970, by its writer's clock."""
+
+    @property
+    def stale(self) -> bool:
+        """Too old, or from a clock too far ahead, which would block for as long as that is."""
+        return not abs(time.time() - self.since) <= _CLAIM_SECONDS
 
 
 class Claim:
     """The right to change the champion, held in the registry."""
 
-    def __init__(self, client: Any, name: str, token: str) -> None:
-        self._client, self._name, self._token = client, name, token
+    def __init__(self, client: Any, name: str, by: str) -> None:
+        self._client, self._name, self._by = client, name, by
+        self._key, self._since = f"{_CLAIM}{uuid.uuid4().hex}", time.time()
+
+    def ask(self) -> None:
+        self._write(_ASKING)
+
+    def hold(self) -> None:
+        """Wait until nobody else asks or holds.
+
+        Raises
+        ------
+        GateError
+            When another promotion is under way.
+        """
+        until = time.monotonic() + _UNDECIDED_SECONDS
+        while others := self._others():
+            holder = next((tag for tag in others.values() if tag.state == _HOLDING), None)
+            first = min(others)
+            # Of those who ask at once the smallest key stays, and waits until the others have withdrawn.
+            if holder or first < self._key or time.monotonic() > until:
+                raise _under_way(holder or others[first])
+            time.sleep(_POLL_SECONDS)
+        self._write(_HOLDING)
+        self.confirm()  # our tag may have been cleared while we asked, and writing it made it anew
 
     def confirm(self) -> None:
-        """Is the claim still ours? Asked right before the alias moves.
+        """Is the claim ours, and ours alone? Asked right before the alias moves.
 
         Raises
         ------
         GateError
             When it was taken over, because this process stood still for too long.
         """
-        if self._owner() != self._token:
+        tags = _read(self._client, self._name)
+        own = tags.pop(self._key, None)
+        if own is None or own.state != _HOLDING or any(tag.state == _HOLDING for tag in tags.values()):
             raise GateError("another promotion or a rollback took this one's place: look at `coop history`")
 
     def release(self) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
-            if self._owner() == self._token:
-                self._client.delete_registered_model(self._name)
+            self._client.delete_registered_model_tag(self._name, self._key)
         except MlflowException as error:  # it gives way by itself; what went wrong before says more
             log.warning("the claim on the promotion stays for some minutes: %s", error)
 
-    def _owner(self) -> str | None:
-        found = self._client.search_registered_models(f"name = '{self._name}'")
-        return found[0].tags.get("owner") if found else None
+    def _write(self, state: str) -> None:
+        tag = _Tag(self._by, socket.gethostname(), state, self._since)
+        self._client.set_registered_model_tag(self._name, self._key, json.dumps(asdict(tag)))
+
+    def _others(self) -> dict[str, _Tag]:
+        """The others' claims by key; stale ones are removed."""
+        tags = _read(self._client, self._name)
+        tags.pop(self._key, None)
+        _clear(self._client, self._name, [key for key, tag in tags.items() if tag.stale])
+        return {key: tag for key, tag in tags.items() if not tag.stale}
 
 
 @contextmanager
 def claim_promotion(settings: Settings, *, by: str, at_once: bool = False) -> Iterator[Claim]:
     """One promotion at a time, on whatever machines; the other is told at once.
 
-    A registered model of a certain name is made and deleted again: the registry makes it for one caller only. What
-    a killed process left is taken over after some minutes, or now with `at_once`; a living owner then finds out.
+    What a killed process left gives way after some minutes, or now with `at_once`; a living owner then finds out.
 
     Raises
     ------
     GateError
-        When another promotion is under way.
+        When another promotion is under way, or there is no model whose champion could change.
     """
     with connected(settings) as mlflow:
         from mlflow.exceptions import MlflowException
 
-        client, name = mlflow.MlflowClient(), f"{settings.registered_model}.promotion"
-        earlier = client.search_registered_models(f"name = '{name}'")
-        if earlier and (at_once or time.time() - earlier[0].creation_timestamp / 1000 > _CLAIM_SECONDS):
-            client.delete_registered_model(name)
-        token = f"{by} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
+        client, name = mlflow.MlflowClient(), settings.registered_model
         try:
-            client.create_registered_model(name, tags={"owner": token})
+            found = _read(client, name)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            holder = next((m.tags.get("owner") for m in client.search_registered_models(f"name = '{name}'")), "another")
-        else:
-            holder = token
-        if holder != token:  # our own, when the answer to our first request was lost and it was sent again
-            way_out = f"try again; what a killed one leaves gives way after {_CLAIM_SECONDS / 60:.0f} minutes"
-            raise GateError(f"another promotion is under way, by {holder}: {way_out}")
-        claim = Claim(client, name, token)
+            raise GateError(f"there is no model {name} in the registry at {settings.tracking_uri}: `dvc repro` "
+                            "registers a candidate, `coop promote` makes it champion") from None  # fmt: skip
+        if at_once:
+            _clear(client, name, found)
+        claim = Claim(client, name, by)
+        claim.ask()
         try:
+            claim.hold()
             yield claim
         finally:
             claim.release()
+
+
+def _read(client: Any, name: str) -> dict[str, _Tag]:
+    tags = client.get_registered_model(name).tags
+    return {key: _parse(value) for key, value in tags.items() if key.startswith(_CLAIM)}
+
+
+def _parse(text: str) -> _Tag:
+    """A claim's tag; one that nobody can read is stale."""
+    try:
+        tag = json.loads(text)
+        return _Tag(str(tag["by"]), str(tag["host"]), str(tag["state"]), float(tag["since"]))
+    except (ValueError, TypeError, KeyError):
+        return _Tag("somebody", "some machine", "", 0.0)
+
+
+def _clear(client: Any, name: str, keys: Iterable[str]) -> None:
+    """Each by its own key, so that nobody's newer claim goes with it."""
+    for key in keys:
+        client.delete_registered_model_tag(name, key)
+
+
+def _under_way(holder: _Tag) -> GateError:
+    way_out = f"try again; what a killed one leaves gives way after {_CLAIM_SECONDS / 60:.0f} minutes"
+    return GateError(f"another promotion is under way, by {holder.by} on {holder.host}: {way_out}")
