@@ -54,6 +54,17 @@ class DatasetParams(Section):
     """Faults of the images that are known and accepted; they are reported all the same."""
 
 
+class TargetParams(DatasetParams):
+    """A further test set, on which what was learned is judged with the set's own class names."""
+
+    classes: Literal["all", "base", "new"] = "all"
+    """Of this data set; base is the first half of the labels (rounded up), new the rest."""
+    test_per_class: int | None = Field(default=None, ge=1, le=10**9)
+    """At most so many test images a class; null takes all."""
+    class_names: dict[str, str] = {}
+    """Other words for some of its classes, where they differ from those the prompt was learned for."""
+
+
 class SplitParams(Section):
     shots: int = Field(ge=1, le=1_000)
     """Training images a class."""
@@ -63,6 +74,8 @@ class SplitParams(Section):
     """base is the first half of the labels (rounded up), new the rest."""
     test_per_class: int | None = Field(default=None, ge=1, le=10**9)
     """At most so many test images a class, chosen independently of the seed; null takes all."""
+    label_noise: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training labels that are replaced by another class's, by seed: how a method bears wrong labels."""
 
     @model_validator(mode="after")
     def _curve_below_shots(self) -> "SplitParams":
@@ -292,12 +305,20 @@ class Params(Section):
     engine: EngineParams
     baselines: BaselineParams
     evaluate: EvaluateParams
+    tests: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,49}$")], TargetParams] = {}
+    """Further test sets by name: base-to-new, cross-dataset, domain generalisation."""
     gate: GateParams = GateParams()
     sweep: SweepParams | None = None
 
+    @model_validator(mode="after")
+    def _names_are_free(self) -> "Params":
+        if "own" in self.tests:
+            raise ValueError("tests: own is the data set's own test images: give this one another name")
+        return self
+
     def of_run(self) -> dict[str, Any]:
-        """What a run's result can depend on: all but what is tried around it (sweep) and asked after it (gate)."""
-        return self.model_dump(exclude={"gate", "sweep"})
+        """What a run's result can depend on: all but what is tried around it (sweep) and asked after it (tests, gate)."""
+        return self.model_dump(exclude={"tests", "gate", "sweep"})
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

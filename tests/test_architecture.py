@@ -19,7 +19,7 @@ ROOMS = {
         "methods",
         "params artifact",
         "answering training",
-        "preparing predictor",
+        "preparing predictor transfer",
         "sweeps",
     ],
     "pipelines": [
@@ -54,7 +54,7 @@ INSIDE = {
     "pipelines.sweeps": ["trainer", "trainers", "sweeping", "view"],
     "pipelines.champion": ["promotion", "retraining"],
     "pipelines.flows": ["lifeline client bootstrap", "trials sweep reconcile promote", "retrain"],
-    "pipelines.stages": ["download split features baselines train evaluate report", "track", "__main__"],
+    "pipelines.stages": ["download split features baselines train evaluate report", "judge track", "__main__"],
     "pipelines.commands": ["sweep predict compare", "cli"],
 }
 OWNERS = {

@@ -12,7 +12,7 @@ import pytest
 from coop_core.data.dataset import Dataset, LabelledImage
 from coop_core.data.split import Split, SplitImage, few_shot_split, read_split, write_split
 from coop_core.errors import SplitError
-from coop_core.files import digest_bytes
+from coop_core.files import digest_bytes, digest_json
 
 FIVE = ("abbey", "bay", "cliff", "dune", "estuary")
 
@@ -356,3 +356,55 @@ def test_a_split_that_lacks_a_part_is_refused_with_a_sentence(written: Path, key
     written.write_text(json.dumps(tree))
     with pytest.raises(SplitError, match=r"split\.json"):
         read_split(written)
+
+
+# Wrong labels on purpose
+
+
+def noisy(share: float, *, seed: int = 1) -> Split:
+    return few_shot_split(toy_dataset(), shots=8, seed=seed, label_noise=share)
+
+
+def wrong(split: Split) -> set[str]:
+    """Digests of training images that bear another class's label."""
+    return {image.digest for image in split.train if FIVE[image.label] != image.path.split("/")[0]}
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.1, 4), (0.2, 8), (0.4, 16), (0.99, 40)])
+def test_just_the_asked_share_of_training_labels_is_wrong(share, count) -> None:
+    assert len(wrong(noisy(share))) == count
+
+
+def test_validation_and_test_labels_are_right_whatever_the_noise() -> None:
+    assert (noisy(0.4).val, noisy(0.4).test) == (noisy(0).val, noisy(0).test)
+
+
+def test_what_is_wrong_at_a_smaller_share_is_wrong_at_a_larger() -> None:
+    assert wrong(noisy(0.1)) < wrong(noisy(0.2)) < wrong(noisy(0.4))
+    labels = {image.digest: image.label for image in noisy(0.4).train}
+    assert all(labels[image.digest] == image.label for image in noisy(0.1).train if image.digest in wrong(noisy(0.1)))
+
+
+def test_another_seed_gives_other_wrong_labels() -> None:
+    assert wrong(noisy(0.2)) != wrong(noisy(0.2, seed=2))
+
+
+def test_every_other_class_is_drawn() -> None:
+    drawn = {(image.path.split("/")[0], FIVE[image.label])
+             for seed in range(60) for image in noisy(0.9, seed=seed).train}  # fmt: skip
+    assert len({pair for pair in drawn if pair[0] != pair[1]}) == 20
+
+
+def test_label_noise_is_part_of_the_training_images_digest_and_survives_writing(tmp_path: Path) -> None:
+    assert noisy(0.2).train_digest != noisy(0).train_digest
+    write_split(tmp_path / "split.json", noisy(0.2))
+    assert read_split(tmp_path / "split.json") == noisy(0.2)
+
+
+def test_a_split_of_before_label_noise_is_read(tmp_path: Path) -> None:
+    write_split(tmp_path / "split.json", noisy(0))
+    tree = json.loads((tmp_path / "split.json").read_text())
+    del tree["label_noise"]
+    fields = {name: tree[name] for name in Split.__dataclass_fields__ if name in tree}
+    (tmp_path / "split.json").write_text(json.dumps({**tree, "digest": digest_json(fields)}))
+    assert read_split(tmp_path / "split.json") == noisy(0)

@@ -242,14 +242,14 @@ def test_a_finished_training_leaves_no_checkpoint(done):
 
 
 def test_evaluate_judges_four_classifiers_on_all_test_images(done):
-    found = read(done / "artifacts/evaluation/evaluation.json")
+    found = read(done / "artifacts/judged/own/evaluation.json")
 
     assert list(found["classifiers"]) == ["zero-shot", "prompt ensemble", "linear probe", "coop"]
     assert {e["n"] for e in found["classifiers"].values()} == {18}
 
 
 def test_evaluate_gives_the_accuracy_of_every_number_of_shots(done):
-    found = read(done / "artifacts/evaluation/evaluation.json")
+    found = read(done / "artifacts/judged/own/evaluation.json")
     last = {"shots": 2, **{name: found["classifiers"][name]["accuracy"] for name in ("coop", "linear probe")}}
 
     assert [point["shots"] for point in found["few_shot_curve"]] == [1, 2]
@@ -265,7 +265,7 @@ def test_the_metrics_that_dvc_compares_are_fractions_against_zero_shot(done):
 
 
 def test_predictions_name_each_test_image_and_agree_with_the_accuracy(done):
-    rows = report.read_table(done / "artifacts/evaluation/predictions.csv")
+    rows = report.read_table(done / "artifacts/judged/own/predictions.csv")
     accuracy = read(done / "artifacts/metrics.json")["coop"]["accuracy"]
 
     assert [row["path"] for row in rows] == [image.path for image in read_split(done / "artifacts/split.json").test]
@@ -373,7 +373,7 @@ def test_training_from_nothing_and_with_other_test_images_gives_the_same_bytes(d
 
 
 def test_evaluate_reads_the_test_images(done, retrained):
-    assert content(retrained / "artifacts/evaluation") != content(done / "artifacts/evaluation")
+    assert content(retrained / "artifacts/judged/own") != content(done / "artifacts/judged/own")
     assert read(retrained / "artifacts/metrics.json") != read(done / "artifacts/metrics.json")
 
 
@@ -620,11 +620,11 @@ NEEDED = [
     ("evaluate", "artifacts/baselines/classifiers.safetensors"),
     ("evaluate", "artifacts/prompt/card.json"),
     ("evaluate", "artifacts/curve_prompts/1_shots/context.safetensors"),
-    ("report", "artifacts/evaluation/evaluation.json"),
-    ("report", "artifacts/evaluation/predictions.csv"),
+    ("report", "artifacts/judged/own/evaluation.json"),
+    ("report", "artifacts/judged/own/predictions.csv"),
     ("report", "artifacts/prompt/curve.csv"),
     ("report", "artifacts/prompt/words.json"),
-    ("track", "artifacts/evaluation/evaluation.json"),
+    ("track", "artifacts/judged/own/evaluation.json"),
     ("track", "artifacts/prompt"),
     ("track", "artifacts/prompt/curve.csv"),
 ]
@@ -665,7 +665,7 @@ def test_a_context_for_each_class_and_no_curve_go_all_the_way_to_the_report(proj
         stage.main()
 
     assert read(project / "artifacts/prompt/words.json") is None
-    assert [point["shots"] for point in read(project / "artifacts/evaluation/evaluation.json")["few_shot_curve"]] == [2]
+    assert [point["shots"] for point in read(project / "artifacts/judged/own/evaluation.json")["few_shot_curve"]] == [2]
 
 
 def test_a_stage_of_its_own_process_says_one_sentence_and_ends_with_status_2(tmp_path):

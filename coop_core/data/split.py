@@ -7,7 +7,7 @@ of those of more.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Literal
@@ -41,6 +41,8 @@ class Split:
     """Round by round: the first image of every class, then the second, so that fewer shots are a prefix."""
     val: tuple[SplitImage, ...]
     test: tuple[SplitImage, ...]
+    label_noise: float = 0.0
+    """Share of the training labels that are of another class on purpose."""
 
     def shots_subset(self, shots: int) -> tuple[SplitImage, ...]:
         """The training images of fewer shots."""
@@ -67,6 +69,7 @@ def few_shot_split(
     seed: int,
     classes: Literal["all", "base", "new"] = "all",
     test_per_class: int | None = None,
+    label_noise: float = 0.0,
 ) -> Split:
     """Choose the images that train, validate and test.
 
@@ -74,21 +77,15 @@ def few_shot_split(
     taken. Test images are limited to `test_per_class` by a choice that does not depend on the seed, so that
     runs of different seeds are judged on the same images. Copies of an image within a class count once. Base
     and new classes are the first ceil(c/2) labels and the rest, relabelled from 0 (CoCoOp, Zhou et al. 2022,
-    section 4.1).
+    section 4.1). `label_noise`: this share of the training labels, chosen by seed, becomes another class's; validation
+    and test labels never do, and what is noise at a smaller share is noise at a larger.
 
     Raises
     ------
     SplitError
         When classes have too few images, all of them in one message.
     """
-    labels = _class_labels(len(dataset.class_names), classes)
-    relabelled = {label: position for position, label in enumerate(labels)}
-    found: dict[tuple[int, str], list[LabelledImage]] = defaultdict(list)
-    for image in dataset.images:
-        if image.label in relabelled:
-            found[relabelled[image.label], image.subset].append(image)
-    pools = defaultdict(list, {key: _without_copies(images) for key, images in found.items()})
-    names = tuple(dataset.class_names[label] for label in labels)
+    names, pools = _pools(dataset, classes)
     own_val = any(subset == "val" for _, subset in pools)
     val_shots = min(shots, MAX_VALIDATION_SHOTS)
     _check_pools(pools, names, shots=shots, reserve=0 if own_val else val_shots)
@@ -101,11 +98,27 @@ def few_shot_split(
             taken.append(chosen)
         spare = _ordered(pools[label, "val"], label, seed=str(seed)) if own_val else ordered[shots:]
         val += spare[:val_shots]
-        test += _ordered(pools[label, "test"], label, seed="test")[:test_per_class]
-    train = tuple(chosen for taken in train_rounds for chosen in taken)
-    return Split(
-        dataset.name, dataset.digest, dataset.template, names, shots, seed, classes, train, tuple(val), tuple(test)
-    )
+        test += _test(pools, label, test_per_class)
+    train = _with_noise([chosen for taken in train_rounds for chosen in taken], len(names), label_noise, seed)
+    return Split(dataset.name, dataset.digest, dataset.template, names, shots, seed, classes, train, tuple(val),
+                 tuple(test), label_noise)  # fmt: skip
+
+
+def judged_images(
+    dataset: Dataset, *, classes: Literal["all", "base", "new"] = "all", per_class: int | None = None
+) -> tuple[tuple[str, ...], tuple[SplitImage, ...]]:
+    """-> (class names, test images) of a data set that is only judged on; the images `few_shot_split` would test.
+
+    Raises
+    ------
+    SplitError
+        When a class has no test image.
+    """
+    names, pools = _pools(dataset, classes)
+    if empty := [name for label, name in enumerate(names) if not pools[label, "test"]]:
+        raise SplitError(f"{dataset.name} has no test image of {', '.join(map(repr, empty[:10]))}: add some, or take "
+                         "the class out")  # fmt: skip
+    return names, tuple(image for label in range(len(names)) for image in _test(pools, label, per_class))
 
 
 def write_split(path: Path, split: Split) -> None:
@@ -128,6 +141,35 @@ def read_split(path: Path) -> Split:
 def _class_labels(count: int, classes: str) -> range:
     half = ceil(count / 2)
     return {"all": range(count), "base": range(half), "new": range(half, count)}[classes]
+
+
+def _pools(dataset: Dataset, classes: str) -> tuple[tuple[str, ...], dict[tuple[int, str], list[LabelledImage]]]:
+    """Class names, and the images by new label and subset."""
+    labels = _class_labels(len(dataset.class_names), classes)
+    relabelled = {label: position for position, label in enumerate(labels)}
+    found: dict[tuple[int, str], list[LabelledImage]] = defaultdict(list)
+    for image in dataset.images:
+        if image.label in relabelled:
+            found[relabelled[image.label], image.subset].append(image)
+    pools = defaultdict(list, {key: _without_copies(images) for key, images in found.items()})
+    return tuple(dataset.class_names[label] for label in labels), pools
+
+
+def _test(pools: dict[tuple[int, str], list[LabelledImage]], label: int, per_class: int | None) -> list[SplitImage]:
+    return _ordered(pools[label, "test"], label, seed="test")[:per_class]
+
+
+def _with_noise(images: Sequence[SplitImage], classes: int, share: float, seed: int) -> tuple[SplitImage, ...]:
+    """A share of the images (rounded to a whole number) gets one of the other labels, each as likely."""
+
+    def drawn(image: SplitImage) -> int:
+        return int(digest_bytes(f"noise:{seed}:{image.digest}:{image.label}".encode())[:15], 16)
+
+    wrong = set(sorted(images, key=drawn)[: round(share * len(images))])
+    return tuple(
+        replace(image, label=(image.label + 1 + drawn(image) % (classes - 1)) % classes) if image in wrong else image
+        for image in images
+    )
 
 
 def _check_pools(

@@ -107,6 +107,7 @@ class TrialRunner:
             seed=params.seed,
             classes=params.split.classes,
             test_per_class=params.split.test_per_class,
+            label_noise=params.split.label_noise,
         )
         if not split.val:
             raise TrainingError(f"{dataset.name} leaves no validation images, and a sweep chooses by them: add images")

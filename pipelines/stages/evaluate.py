@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from coop_core.answering import answerer
 from coop_core.artifact import Artifact, read_artifact
 from coop_core.backbone import digest_tensors
-from coop_core.data.split import Split, read_split
+from coop_core.data.split import Split, SplitImage, read_split
 from coop_core.errors import ArtifactError
 from coop_core.features.extract import load_features
 from coop_core.files import read_json, read_tensors, write_json, write_text
@@ -45,13 +45,13 @@ def main() -> None:
         return LinearClassifier.from_tensors(tensors, name).probabilities(features).numpy()
 
     method = params.method.name
-    learned = answerer(prompt).probabilities(features).numpy()
-    evaluations = {
-        "zero-shot": judge(baseline("zero-shot")),
-        "prompt ensemble": judge(baseline("prompt ensemble")),
-        "linear probe": judge(baseline(f"linear probe {params.split.shots}")),
-        method: judge(learned),
+    found = {
+        "zero-shot": baseline("zero-shot"),
+        "prompt ensemble": baseline("prompt ensemble"),
+        "linear probe": baseline(f"linear probe {params.split.shots}"),
+        method: answerer(prompt).probabilities(features).numpy(),
     }
+    evaluations = {name: judge(probabilities) for name, probabilities in found.items()}
     few_shot_curve = [
         {
             "shots": shots,
@@ -64,7 +64,7 @@ def main() -> None:
         {"shots": params.split.shots, **{name: evaluations[name].accuracy for name in (method, "linear probe")}}
     )
     write_json(paths.EVALUATION / "evaluation.json", _report(params, split, evaluations, few_shot_curve))
-    write_text(paths.EVALUATION / "predictions.csv", _predictions(split, learned))
+    write_text(paths.EVALUATION / "predictions.csv", predictions(split.test, found, method=method))
     write_json(paths.METRICS, headline(evaluations))
 
 
@@ -113,6 +113,8 @@ def _report(
         "class_names": list(split.class_names),
         "shots": params.split.shots,
         "seed": params.seed,
+        "classes": split.classes,
+        "dataset_digest": split.dataset_digest,
         "test_digest": split.test_digest,
         "method": params.method.name,
         "classifiers": {name: e.as_dict() for name, e in evaluations.items()},
@@ -120,12 +122,15 @@ def _report(
     }
 
 
-def _predictions(split: Split, probabilities: np.ndarray) -> str:
+def predictions(images: Sequence[SplitImage], probabilities: Mapping[str, np.ndarray], *, method: str) -> str:
+    """A line an image: what the method says and how surely, and what each baseline says, as a CSV."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["path", "label", "predicted", "confidence"])
-    for image, row in zip(split.test, probabilities, strict=True):
-        writer.writerow([image.path, image.label, int(row.argmax()), float(row.max())])
+    others = [name for name in probabilities if name != method]
+    writer.writerow(["path", "label", "predicted", "confidence", *others])
+    said = [probabilities[name].argmax(axis=1).tolist() for name in others]
+    for image, row, *rest in zip(images, probabilities[method], *said, strict=True):
+        writer.writerow([image.path, image.label, int(row.argmax()), float(row.max()), *rest])
     return table.getvalue()
 
 

@@ -14,6 +14,7 @@ def main() -> None:
         seed=params.seed,
         classes=params.split.classes,
         test_per_class=params.split.test_per_class,
+        label_noise=params.split.label_noise,
     )
     write_split(paths.SPLIT, split)
 

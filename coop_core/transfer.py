@@ -1,0 +1,162 @@
+"""Transfer: a learned prompt and further test sets -> how it judges images and classes beyond its training.
+
+Base-to-new generalisation (Zhou et al., CVPR 2022, section 4.1), cross-dataset transfer (4.2) and domain generalisation
+(4.3) are one thing: the prompt is re-bound to each test set's class names and judged on its images, with the baselines
+that can answer there beside it.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coop_core.answering import Answerer
+from coop_core.backbone import Backbone
+from coop_core.data.dataset import Dataset, words
+from coop_core.data.split import SplitImage, judged_images
+from coop_core.errors import SplitError
+from coop_core.files import digest_json
+from coop_core.judging import baselines
+from coop_core.judging.classifier import LinearClassifier
+from coop_core.params import TargetParams
+
+
+@dataclass(frozen=True)
+class Target:
+    """A test set of its own: nothing of it was trained on."""
+
+    dataset_name: str
+    dataset_digest: str
+    class_names: tuple[str, ...]
+    """The words shown to the text tower."""
+    template: str
+    classes: str
+    images: tuple[SplitImage, ...]
+
+    @property
+    def labels(self) -> list[int]:
+        return [image.label for image in self.images]
+
+    @property
+    def digest(self) -> str:
+        """Equal for two judgements exactly when they are of the same images, labels and class names."""
+        return digest_json([self.class_names, self.template, [(image.digest, image.label) for image in self.images]])
+
+
+def target_of(dataset: Dataset, params: TargetParams) -> Target:
+    """The images and class names that parameters choose of a data set.
+
+    Raises
+    ------
+    SplitError
+        When a class has no test image, or `class_names` names a class that the set does not have.
+    """
+    names, images = judged_images(dataset, classes=params.classes, per_class=params.test_per_class)
+    if unknown := sorted(set(params.class_names) - set(names)):
+        raise SplitError(f"tests: class_names gives other words for {unknown[0]!r}, which {dataset.name} does not have: "
+                         f"its classes are {', '.join(names[:10])}{', ...' * (len(names) > 10)}")  # fmt: skip
+    shown = tuple(words(params.class_names.get(name, name)) for name in names)
+    return Target(dataset.name, dataset.digest, shown, dataset.template, params.classes, images)
+
+
+def judge(
+    target: Target,
+    features: Tensor,
+    *,
+    backbone: Backbone,
+    answerer: Answerer,
+    method: str,
+    templates: Sequence[str],
+    known: Mapping[str, tuple[LinearClassifier, Sequence[str]]],
+) -> dict[str, Tensor]:
+    """Probabilities (n, c) of each classifier for a target's features (n, d), the method's own last.
+
+    `known` are classifiers of fixed classes with their names: one answers here when its classes cover the target's.
+    """
+    names = target.class_names
+    classifiers = {
+        "zero-shot": baselines.zero_shot(backbone, names, target.template),
+        "prompt ensemble": baselines.prompt_ensemble(backbone, names, templates, own_template=target.template),
+    }
+    for name, (classifier, its_names) in known.items():
+        if (found := cut_to(classifier, its_names, names)) is not None:
+            classifiers[name] = found
+    found = {name: classifier.probabilities(features) for name, classifier in classifiers.items()}
+    return {**found, method: answerer.probabilities(features)}
+
+
+def cut_to(classifier: LinearClassifier, known: Sequence[str], wanted: Sequence[str]) -> LinearClassifier | None:
+    """A classifier of the wanted classes alone, in their order; None when it does not know them all."""
+    places = {words(name): place for place, name in enumerate(known)}
+    if not set(wanted) <= set(places):
+        return None
+    rows = torch.tensor([places[name] for name in wanted])
+    bias = None if classifier.bias is None else classifier.bias[rows]
+    return LinearClassifier(classifier.weights[rows], classifier.scale, bias, classifier.normalise)
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """Of accuracies on base and new classes; 0 when either is."""
+    return 2 * base * new / (base + new) if base and new else 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One classifier over all test sets; accuracies are fractions, None where it cannot answer."""
+
+    classifier: str
+    own: float
+    """On the data set it was learned on."""
+    targets: dict[str, float | None]
+
+    @property
+    def mean(self) -> float | None:
+        """Over the targets, where it answers on all."""
+        found = [value for value in self.targets.values() if value is not None]
+        return statistics.fmean(found) if found and len(found) == len(self.targets) else None
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What came of all targets."""
+
+    rows: list[Row]
+    new: str | None
+    """The target that holds the new classes of the data set whose base classes were learned."""
+
+    def harmonic(self, row: Row) -> float | None:
+        """Of base and new, where this is base-to-new and the classifier answers on both."""
+        found = row.targets.get(self.new) if self.new else None
+        return None if found is None else harmonic_mean(row.own, found)
+
+    def metrics(self) -> dict[str, float]:
+        """For a tracking server: accuracy by target and classifier, means and harmonic means."""
+        found: dict[str, float] = {}
+        for row in self.rows:
+            name = row.classifier.replace(" ", "_")
+            values = {**{f"tests/{target}/{name}": value for target, value in row.targets.items()},
+                      f"tests_mean/{name}": row.mean, f"harmonic_mean/{name}": self.harmonic(row)}  # fmt: skip
+            found |= {key: value for key, value in values.items() if value is not None}
+        return found
+
+
+def collect(own: Mapping[str, Any], targets: Mapping[str, Mapping[str, Any]]) -> Transfer:
+    """The evaluations of the data set itself and of every target, by name -> one table."""
+    names = [name for name in own["classifiers"]]
+    rows = [
+        Row(name, own["classifiers"][name]["accuracy"],
+            {target: accuracy(found, name) for target, found in targets.items()})
+        for name in names
+    ]  # fmt: skip
+    new = next((name for name, found in targets.items()
+                if own.get("classes") == "base" and found["classes"] == "new"
+                and found["dataset_digest"] == own.get("dataset_digest")), None)  # fmt: skip
+    return Transfer(rows, new)
+
+
+def accuracy(evaluation: Mapping[str, Any], classifier: str) -> float | None:
+    found = evaluation["classifiers"].get(classifier)
+    return None if found is None else found["accuracy"]
