@@ -18,7 +18,7 @@ from coop_core.prompts.engine import Engine
 from coop_core.prompts.layout import build_layout
 
 N_CONTEXT = 16
-STEPS = 15
+STEPS = 7
 
 
 def encoder(tower: TextTower, classes: int, precision: Precision) -> PromptEncoder:

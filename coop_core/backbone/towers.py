@@ -4,6 +4,7 @@ CausalTextTower       OpenAI-type CLIP and open_clip's native text transformer: 
 PaddedTextTower       Hugging Face encoders: no causal mask, padding masked, pooled over or at the first token
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,26 @@ class PaddedTextTower:
         self.pad_id = pad_id
         self.vocabulary_size: int = encoder.get_input_embeddings().weight.shape[0]
         self.width: int = encoder.get_input_embeddings().weight.shape[1]
+        self._ready: dict[torch.dtype, PaddedTextTower] = {}
+
+    def ready_for(self, dtype: torch.dtype) -> "PaddedTextTower":
+        """The same tower for autocast to a type, which would otherwise convert every frozen matrix in every pass.
+
+        A copy with converted matrices, made once; its attention is written out, because torch's fused one for CPUs is
+        slow in half precision.
+        """
+        if dtype not in self._ready:
+            encoder, project = copy.deepcopy(self.encoder), copy.deepcopy(self.project)
+            encoder.set_attn_implementation("eager")
+            for part in (encoder, project):
+                for layer in part.modules() if isinstance(part, nn.Module) else ():
+                    if isinstance(layer, nn.Linear):
+                        layer.to(dtype)
+            self._ready[dtype] = PaddedTextTower(
+                encoder, self.tokenizer, pool=self.pool, project=project,
+                context_length=self.context_length, pad_id=self.pad_id,
+            )  # fmt: skip
+        return self._ready[dtype]
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from coop_core.backbone import TextTower
+from coop_core.backbone.towers import PaddedTextTower
 from coop_core.prompts.engine import Engine
 from coop_core.prompts.layout import PromptLayout, slices
 
@@ -19,6 +20,8 @@ class PaddedPrompts:
     """Prompts in groups of similar length, or all at the tower's full length."""
 
     def __init__(self, tower: TextTower, layout: PromptLayout, engine: Engine, *, full: bool) -> None:
+        if isinstance(tower, PaddedTextTower) and engine.dtype != torch.float32:
+            tower = tower.ready_for(engine.dtype)
         self.tower, self.layout, self.dtype = tower, layout, engine.dtype
         self.limit = engine.memory_on(tower.device)
         lengths = layout.lengths.tolist()
