@@ -222,11 +222,11 @@ def kill_retraining(playground: Playground, row: Row) -> None:
 def versions_are_whole(playground: Playground) -> bool:
     """Every registered version loads and carries what its run must have."""
     with connected(playground.settings) as mlflow:
-        found = mlflow.MlflowClient().search_model_versions(f"name = '{playground.settings.registered_model}'")
+        found = mlflow.MlflowClient().search_model_versions()
         statuses = {mlflow.MlflowClient().get_run(version.run_id).info.status for version in found}
     for version in found:
         with tempfile.TemporaryDirectory() as target:
-            name = f"{playground.settings.registered_model}/{version.version}"
+            name = f"{version.name}/{version.version}"
             read_artifact(fetch_prompt(name, playground.settings, Path(target)))
     return bool(found) and statuses == {"FINISHED"}
 

@@ -32,7 +32,8 @@ class Settings(BaseSettings):
     artifact_location: str | None = None
     """Where a new experiment keeps its files; null is mlruns/ beside the SQLite file, or the server's choice."""
     experiment: str = "coop"
-    registered_model: str = "coop-prompt"
+    registered_model: str | None = Field(default=None, min_length=1)
+    """Of all versions; null names it after the data set, coop-DATASET (`records.names`)."""
     cache_folder: Path = Path(".cache")
     """Fetched files, image features and checkpoints: safe to delete, slow to make again."""
     flow_run: str | None = None

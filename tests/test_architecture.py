@@ -49,7 +49,7 @@ INSIDE = {
     "coop_core.report": ["style", "pictures findings", "page"],
     "coop_core.sweeps": ["sweep", "trials"],
     "pipelines.sources": ["storage", "datasets"],
-    "pipelines.records": ["server prompt_model served", "claims trials", "registry", "runs"],
+    "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs"],
     "pipelines.services": ["supervision", "local"],
     "pipelines.sweeps": ["trainer", "trainers", "sweeping", "view"],
     "pipelines.champion": ["promotion", "retraining"],

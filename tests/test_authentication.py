@@ -261,7 +261,8 @@ def test_a_database_whose_driver_is_missing_is_a_sentence_without_the_password(p
 def test_a_password_in_an_address_is_printed_by_no_command(plain, words):
     """The server is away, which is when addresses are shown."""
     away = f"http://ann:{QUOTED}@127.0.0.1:{free_port()}"
-    settings = {"COOP_TRACKING_URI": away, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "PYTHONPATH": str(ROOT)}
+    settings = {"COOP_TRACKING_URI": away, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "PYTHONPATH": str(ROOT),
+                "COOP_REGISTERED_MODEL": "toys"}  # fmt: skip
     command = [sys.executable, "-m", "pipelines.commands.cli", *words]
     ended = subprocess.run(command, cwd=plain, env=os.environ | settings, capture_output=True, text=True)
 
@@ -383,8 +384,9 @@ def test_the_password_stands_in_its_file_alone_and_in_no_command_line(running):
 
 @pytest.mark.slow
 def test_commands_on_this_machine_need_no_more_than_the_address(running):
-    assert running.coop("history", COOP_TRACKING_URI=running.mlflow).stdout.startswith("no champion yet")
-    refused = running.coop("history", COOP_TRACKING_URI=running.mlflow, COOP_TRACKING_PASSWORD="wrong-password")
+    named = {"COOP_TRACKING_URI": running.mlflow, "COOP_REGISTERED_MODEL": "toys"}
+    assert running.coop("history", **named).stdout.startswith("no champion yet")
+    refused = running.coop("history", **named, COOP_TRACKING_PASSWORD="wrong-password")
     assert f"error: MLflow at {running.mlflow} refuses the login (401)" in refused.stderr
 
     deployed = "\n".join([

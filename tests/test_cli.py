@@ -398,7 +398,7 @@ def test_a_process_of_its_own_answers_on_stdout_and_complains_on_stderr(project)
 def test_a_model_that_is_not_there_is_a_sentence_with_the_ways_to_name_one(coop, command, model):
     assert coop(*command, "--model", model).sentence == (
         f"no learned prompt at {model}: run `dvc repro` or wait until it has ended, or give --model a folder or a "
-        "registered version such as coop-prompt@candidate or coop-prompt/1"
+        "registered version such as NAME@candidate or NAME/1"
     )
 
 

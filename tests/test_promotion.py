@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from coop_core.judging.gate import Policy
 from pipelines.champion import promotion
 from pipelines.records import claims
 from pipelines.records.claims import Claim, claim_promotion
+from pipelines.records.names import model_name, name_after
 from pipelines.records.registry import CANDIDATE, find_version, list_events
 from pipelines.records.server import connected
 from pipelines.settings import Settings
@@ -416,3 +418,31 @@ def test_the_commands_say_what_they_did(settings, register, monkeypatch, tmp_pat
     refused = run.invoke(app, ["promote"])
     assert isinstance(refused.exception, GateError)
     assert "FAIL  gain over zero-shot" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [("fashion-mnist", "coop-fashion-mnist"), ("UCF101", "coop-ucf101"), ("Pets_2 (new)", "coop-pets-2-new"),
+     ("Café", "coop-cafe"), ("models:/x", "coop-models-x")],
+)  # fmt: skip
+def test_a_model_is_named_after_its_data_set(dataset, name):
+    assert name_after(dataset) == name
+
+
+def test_data_sets_of_other_letters_have_models_of_their_own():
+    found = [name_after(name) for name in ("天气", "杂货", "天气 2", "!", "?", "a" * 300, "a" * 301, "\udcff")]
+
+    assert len(set(found)) == len(found)
+    assert all(re.fullmatch(r"coop-[a-z0-9-]{1,109}", name) for name in found)
+
+
+def test_commands_take_the_model_that_is_set_or_was_tracked_here(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    unset = Settings(_env_file=None, registered_model=None)
+    with pytest.raises(GateError, match=r"which model\? set COOP_REGISTERED_MODEL, or run `dvc repro`"):
+        model_name(unset)
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts/tracked.json").write_text('{"model_name": "coop-weather"}')
+
+    assert model_name(unset) == "coop-weather"
+    assert model_name(Settings(_env_file=None, registered_model="mine")) == "mine"

@@ -300,7 +300,7 @@ def test_the_last_line_is_a_command_that_runs_as_it_stands(finished):
 def test_track_prints_a_table_of_all_classifiers_and_where_to_go_on(finished):
     for shown in ("zero-shot", "prompt ensemble", "linear probe", "coop", "95 % interval", "18 test images, 2 shots"):
         assert shown in finished[1]
-    for line in ("registered  coop-prompt version 1, alias candidate", "report      artifacts/report/report.html"):
+    for line in ("registered  coop-images version 1, alias candidate", "report      artifacts/report/report.html"):
         assert line in finished[1].splitlines()
 
 
@@ -310,7 +310,7 @@ def test_track_writes_where_the_record_is(done):
         runs = list_runs(load_settings(), limit=10)
 
     assert [run["run_id"] for run in runs] == [tracked["run_id"]]
-    assert (tracked["model_name"], tracked["model_version"]) == ("coop-prompt", "1")
+    assert (tracked["model_name"], tracked["model_version"]) == ("coop-images", "1")
     assert tracked["tracking_uri"] == f"sqlite:///{done}/mlflow.db"
 
 
@@ -325,7 +325,7 @@ def test_the_record_holds_parameters_metrics_and_what_was_judged(done):
 
 def test_the_registered_prompt_is_the_trained_one_with_its_test_metrics(done, tmp_path):
     with working_in(done):
-        folder = fetch_prompt("coop-prompt@candidate", load_settings(), tmp_path)
+        folder = fetch_prompt("coop-images@candidate", load_settings(), tmp_path)
     ours, trained = content(folder), content(done / "artifacts/prompt")
     card = json.loads(ours.pop("card.json"))
 

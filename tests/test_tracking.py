@@ -103,7 +103,7 @@ def history(settings, make_record) -> dict[str, Tracked]:
     """What the tests look at: a run, the same run again, and another one that is a little better."""
     first = track(make_record("first"), settings)
     with connected(settings) as mlflow:
-        alone = mlflow.MlflowClient().get_model_version_by_alias("coop-prompt", "candidate").version
+        alone = mlflow.MlflowClient().get_model_version_by_alias("coop-toys", "candidate").version
     again = track(make_record("first"), settings)
     second = track(make_record("second", metrics={"accuracy": 0.75, "gain_over_zero_shot": -0.25}), settings)
     return {"first": first, "again": again, "second": second, "alone": alone}
@@ -171,12 +171,12 @@ def test_files_and_folders_are_kept_with_the_run(client, history):
 
 
 def test_the_first_run_is_version_1_and_candidate(history):
-    assert (history["first"].model_name, history["first"].model_version) == ("coop-prompt", "1")
+    assert (history["first"].model_name, history["first"].model_version) == ("coop-toys", "1")
     assert str(history["alone"]) == "1"
 
 
 def test_a_version_says_what_it_is_and_which_run_made_it(client, history):
-    version = client.get_model_version("coop-prompt", "1")
+    version = client.get_model_version("coop-toys", "1")
 
     assert version.description == "coop on toys: 50.0 %"
     assert version.run_id == history["first"].run_id
@@ -191,22 +191,22 @@ def test_tracking_the_same_thing_again_adds_nothing(client, history):
     runs = client.search_runs([history["first"].experiment_id], "tags.`coop.key` = 'first'")
 
     assert len(runs) == 1
-    assert len(client.search_model_versions("name = 'coop-prompt'")) == 2
+    assert len(client.search_model_versions("name = 'coop-toys'")) == 2
 
 
 def test_another_run_is_version_2_and_becomes_candidate(client, history):
     assert history["second"].model_version == "2"
-    assert str(client.get_model_version_by_alias("coop-prompt", "candidate").version) == "2"
+    assert str(client.get_model_version_by_alias("coop-toys", "candidate").version) == "2"
 
 
 def test_the_first_run_again_after_another_is_candidate_again(client, settings, history, make_record):
     """What the workspace holds is what `coop promote` judges."""
     track(make_record("first"), settings)
-    again = str(client.get_model_version_by_alias("coop-prompt", "candidate").version)
+    again = str(client.get_model_version_by_alias("coop-toys", "candidate").version)
     track(make_record("second", metrics={"accuracy": 0.75, "gain_over_zero_shot": -0.25}), settings)
 
     assert again == "1"
-    assert str(client.get_model_version_by_alias("coop-prompt", "candidate").version) == "2"
+    assert str(client.get_model_version_by_alias("coop-toys", "candidate").version) == "2"
 
 
 def test_a_run_whose_version_was_deleted_is_registered_anew(settings, make_record):
@@ -220,6 +220,17 @@ def test_a_run_whose_version_was_deleted_is_registered_anew(settings, make_recor
     assert found.model_version != lost.model_version
 
 
+def test_the_same_run_under_another_name_is_registered_there(settings, client, history, make_record):
+    elsewhere = settings.model_copy(update={"registered_model": "other"})
+    tracked = track(make_record("first"), elsewhere)
+
+    assert (tracked.model_name, tracked.model_version) == ("other", "1")
+    assert track(make_record("first"), elsewhere) == tracked
+    assert str(client.get_model_version_by_alias("other", "candidate").version) == "1"
+    assert track(make_record("first"), settings) == history["first"]
+    track(make_record("second", metrics={"accuracy": 0.75, "gain_over_zero_shot": -0.25}), settings)
+
+
 def test_a_run_that_fails_on_the_way_is_closed_as_failed_and_registers_nothing(client, settings, history, make_record):
     ragged = make_record("ragged", per_class={"class": ["a", "b"], "coop": [1.0]})
     with pytest.raises(ValueError, match="same length"):
@@ -227,7 +238,7 @@ def test_a_run_that_fails_on_the_way_is_closed_as_failed_and_registers_nothing(c
 
     failed = client.search_runs([history["first"].experiment_id], "tags.`coop.key` = 'ragged'")
     assert [run.info.status for run in failed] == ["FAILED"]
-    assert len(client.search_model_versions("name = 'coop-prompt'")) == 2
+    assert len(client.search_model_versions("name = 'coop-toys'")) == 2
 
 
 def test_an_experiment_in_an_sqlite_file_keeps_its_files_beside_it(settings, history, make_record, tmp_path):
@@ -251,7 +262,7 @@ def served(settings, history, tmp_path_factory) -> dict[str, Any]:
     program = (
         "import json, sys, mlflow, pandas as pd, coop_core\n"
         f"mlflow.set_tracking_uri({settings.tracking_uri!r})\n"
-        "model = mlflow.pyfunc.load_model('models:/coop-prompt@candidate')\n"
+        "model = mlflow.pyfunc.load_model('models:/coop-toys@candidate')\n"
         "frame = pd.DataFrame({'image': json.load(open('images.json'))})\n"
         "answers = model.predict(frame).to_dict('records')\n"
         "first = model.predict(frame, params={'top': 1}).to_dict('records')\n"
@@ -292,7 +303,7 @@ def test_a_request_without_any_image_is_answered(served):
     assert served["none"] == [1, 5]
 
 
-@pytest.mark.parametrize("reference", ["coop-prompt@candidate", "coop-prompt/1", "models:/coop-prompt/2"])
+@pytest.mark.parametrize("reference", ["coop-toys@candidate", "coop-toys/1", "models:/coop-toys/2"])
 def test_a_registered_prompt_comes_back_whole(settings, history, prompt, tmp_path, reference):
     folder = fetch_prompt(reference, settings, tmp_path)
 
@@ -301,7 +312,7 @@ def test_a_registered_prompt_comes_back_whole(settings, history, prompt, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "reference", ["coop-prompt@champion", "coop-prompt/99", "nothing@candidate", "a b@", "@", "/1"]
+    "reference", ["coop-toys@champion", "coop-toys/99", "nothing@candidate", "a b@", "@", "/1"]
 )
 def test_an_unknown_reference_is_a_sentence_with_the_registry(settings, history, tmp_path, reference):
     with pytest.raises(ArtifactError, match=f"^no model {reference} in the registry at sqlite:.+mlflow.db: "):
@@ -323,7 +334,7 @@ def test_a_server_that_is_down_is_a_sentence_with_its_address_for_listing():
 
 def test_a_server_that_is_down_is_not_called_a_missing_model(tmp_path):
     with pytest.raises(ServiceError, match=r"^MLflow at http://127\.0\.0\.1:1 says: "):
-        fetch_prompt("coop-prompt@candidate", DOWN, tmp_path)
+        fetch_prompt("coop-toys@candidate", DOWN, tmp_path)
 
 
 def test_a_file_that_is_no_database_is_a_sentence(tmp_path):
@@ -340,7 +351,7 @@ def test_an_address_that_mlflow_does_not_know_is_a_sentence(uri):
 
 
 def test_the_link_of_a_run_is_on_the_server_or_on_the_page_that_make_ui_opens(settings):
-    tracked = Tracked("run", "4", "coop-prompt", "1")
+    tracked = Tracked("run", "4", "coop-toys", "1")
 
     assert run_link(tracked, settings) == f"http://127.0.0.1:5000/#/experiments/4/runs/run?{TRAINING}"
     server = Settings(_env_file=None, tracking_uri="https://mlflow.example/")
@@ -366,7 +377,7 @@ def test_a_row_says_what_a_run_was_and_what_it_reached(settings, history):
         "run_id": history["first"].run_id,
         "experiment_id": history["first"].experiment_id,
         "start_time": row["start_time"],
-        "version": "coop-prompt/1",
+        "version": "coop-toys/1",
         "dataset": "toys",
         "backbone": "flat",
         "method": "coop",
@@ -389,11 +400,11 @@ def test_a_row_says_what_a_run_was_and_what_it_reached(settings, history):
 def test_rows_are_sorted_by_what_is_asked(settings, history, column, versions):
     rows = run_rows(settings, limit=10, sort=column)
 
-    assert [row["version"] for row in rows] == [f"coop-prompt/{number}" for number in versions]
+    assert [row["version"] for row in rows] == [f"coop-toys/{number}" for number in versions]
 
 
 def test_the_limit_takes_the_newest_runs_whatever_they_are_sorted_by(settings, history):
-    assert [row["version"] for row in run_rows(settings, limit=1, sort="gain")] == ["coop-prompt/2"]
+    assert [row["version"] for row in run_rows(settings, limit=1, sort="gain")] == ["coop-toys/2"]
 
 
 def test_an_unknown_column_is_a_sentence_with_the_known_ones(settings):

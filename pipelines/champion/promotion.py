@@ -11,6 +11,7 @@ from coop_core.errors import GateError
 from coop_core.files import read_json
 from coop_core.judging.gate import Answers, Decision, Policy, decide
 from pipelines.records.claims import Claim, claim_promotion
+from pipelines.records.names import model_name
 from pipelines.records.registry import (
     CANDIDATE,
     CHAMPION,
@@ -140,7 +141,7 @@ def _find(reference: str, settings: Settings) -> RegisteredVersion:
     found = find_version(reference, settings)
     if found is None:
         what = f"version {reference}" if reference.isdigit() else f"{reference}"
-        raise GateError(f"{settings.registered_model} has no {what} in the registry at {settings.tracking_uri}: "
+        raise GateError(f"{model_name(settings)} has no {what} in the registry at {settings.tracking_uri}: "
                         "`dvc repro` registers a candidate, `coop promote` makes it champion")  # fmt: skip
     return found
 

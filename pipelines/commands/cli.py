@@ -116,6 +116,7 @@ def promote(
     from coop_core.errors import GateError
     from coop_core.params import load_params
     from pipelines.champion import promotion
+    from pipelines.records.names import model_name
     from pipelines.settings import load_settings
 
     settings, policy = load_settings(), load_params().gate.policy()
@@ -126,18 +127,19 @@ def promote(
         typer.echo(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.sentence}")
     if not decision.promote:
         raise GateError(f"version {decision.candidate} is not promoted; the champion stays as it was")
-    typer.echo(f"champion  {settings.registered_model} version {decision.candidate}")
+    typer.echo(f"champion  {model_name(settings)} version {decision.candidate}")
 
 
 @app.command()
 def rollback() -> None:
     """Make the champion before this one champion again."""
     from pipelines.champion import promotion
+    from pipelines.records.names import model_name
     from pipelines.settings import load_settings
 
     settings = load_settings()
     left, found = promotion.rollback(settings)
-    typer.echo(f"champion  {settings.registered_model} version {found}, instead of {left}")
+    typer.echo(f"champion  {model_name(settings)} version {found}, instead of {left}")
 
 
 @app.command()

@@ -119,9 +119,12 @@ def find_artifact(model: str, settings: Settings, workspace: Path) -> Path:
         from pipelines.records.registry import fetch_prompt
 
         return fetch_prompt(model, settings, workspace)
+    from pipelines.records.names import find_model_name
+
+    named = find_model_name(settings) or "NAME"
     raise ArtifactError(
         f"no learned prompt at {printable(model)}: run `dvc repro` or wait until it has ended, or give --model a "
-        f"folder or a registered version such as {settings.registered_model}@candidate or {settings.registered_model}/1"
+        f"folder or a registered version such as {named}@candidate or {named}/1"
     )
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from coop_core.errors import GateError
+from pipelines.records.names import model_name
 from pipelines.records.server import connected
 from pipelines.settings import Settings
 
@@ -121,7 +122,7 @@ def claim_promotion(settings: Settings, *, by: str, at_once: bool = False) -> It
     with connected(settings) as mlflow:
         from mlflow.exceptions import MlflowException
 
-        client, name = mlflow.MlflowClient(), settings.registered_model
+        client, name = mlflow.MlflowClient(), model_name(settings)
         try:
             found = _read(client, name)
         except MlflowException as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from coop_core.errors import ArtifactError
 from pipelines.records.claims import Claim
+from pipelines.records.names import model_name
 from pipelines.records.server import connected
 from pipelines.settings import Settings
 
@@ -54,7 +55,7 @@ def find_version(reference: str, settings: Settings) -> RegisteredVersion | None
     with connected(settings) as mlflow:
         from mlflow.exceptions import MlflowException
 
-        client, name = mlflow.MlflowClient(), settings.registered_model
+        client, name = mlflow.MlflowClient(), model_name(settings)
         try:
             by = client.get_model_version if reference.isdigit() else client.get_model_version_by_alias
             found = by(name, reference)
@@ -75,7 +76,7 @@ def fetch_evaluation(version: RegisteredVersion, settings: Settings, target: Pat
 def set_champion(version: RegisteredVersion, event: dict[str, Any], settings: Settings, claim: "Claim") -> None:
     """Write the event down, then move the alias if the claim still holds: no champion changes without a record."""
     with connected(settings) as mlflow:
-        client, name = mlflow.MlflowClient(), settings.registered_model
+        client, name = mlflow.MlflowClient(), model_name(settings)
         text = json.dumps(event, indent=1)
         client.log_text(version.run_id, text, f"promotion/{event['time']}.json")
         short = {key: value for key, value in event.items() if key != "decision"}
@@ -87,7 +88,7 @@ def set_champion(version: RegisteredVersion, event: dict[str, Any], settings: Se
 def mark_judged(number: str, word: str, settings: Settings) -> None:
     """Say with a version what came of its judgement, so that it is not asked for again."""
     with connected(settings) as mlflow:
-        mlflow.MlflowClient().set_model_version_tag(settings.registered_model, number, GATE, word)
+        mlflow.MlflowClient().set_model_version_tag(model_name(settings), number, GATE, word)
 
 
 def record_decision(version: RegisteredVersion, time: str, decision: dict[str, Any], settings: Settings) -> None:
@@ -96,12 +97,12 @@ def record_decision(version: RegisteredVersion, time: str, decision: dict[str, A
         client = mlflow.MlflowClient()
         client.log_text(version.run_id, json.dumps(decision, indent=1), f"gate/{time}.json")
         word = "passed" if decision["promote"] else "refused"
-        client.set_model_version_tag(settings.registered_model, version.number, GATE, word)
+        client.set_model_version_tag(model_name(settings), version.number, GATE, word)
 
 
 def list_events(settings: Settings) -> list[dict[str, Any]]:
     """Every time the champion was to change, oldest first."""
     with connected(settings) as mlflow:
-        models = mlflow.MlflowClient().search_registered_models(f"name = '{settings.registered_model}'")
+        models = mlflow.MlflowClient().search_registered_models(f"name = '{model_name(settings)}'")
     tags = models[0].tags if models else {}
     return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(_EVENT)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.links import page, run_route
+from pipelines.records.names import model_name, name_after
 from pipelines.records.registry import CANDIDATE, MISSING
 from pipelines.records.served import log_model
 from pipelines.records.server import (
@@ -72,10 +73,11 @@ def track(record: RunRecord, settings: Settings) -> Tracked:
     with connected(settings, way_out=", then run `dvc repro`: only this stage is left to do") as mlflow:
         client = mlflow.MlflowClient()
         experiment_id = find_experiment(client, settings, settings.experiment)
-        earlier = _find(client, experiment_id, record.key)
+        name = settings.registered_model or name_after(record.tags["dataset"])
+        earlier = _find(client, experiment_id, record.key, name)
         if earlier is not None:
             log.info("this run is on record already: %s", earlier.info.run_id)
-            name, number = earlier.data.tags["coop.model"], earlier.data.tags["coop.version"]
+            number = earlier.data.tags["coop.version"]
             client.set_registered_model_alias(name, CANDIDATE, number)  # other runs may have come between
             return Tracked(earlier.info.run_id, experiment_id, name, number)
         tags = {**record.tags, "coop.key": record.key, **signs_of_life()}
@@ -83,22 +85,20 @@ def track(record: RunRecord, settings: Settings) -> Tracked:
             mlflow.start_run(experiment_id=experiment_id, run_name=record.name, tags=tags) as run,
             heartbeat(settings, [run.info.run_id]),
         ):
-            name, number = _record_and_register(mlflow, client, run.info.run_id, record, settings)
+            number = _record_and_register(mlflow, client, run.info.run_id, record, name)
         return Tracked(run.info.run_id, experiment_id, name, number)
 
 
-def _record_and_register(
-    mlflow: Any, client: Any, run_id: str, record: RunRecord, settings: Settings
-) -> tuple[str, str]:
+def _record_and_register(mlflow: Any, client: Any, run_id: str, record: RunRecord, name: str) -> str:
+    """-> the version's number."""
     _log(mlflow, client, run_id, record)
     model = log_model(mlflow, record.prompt)
-    registered = mlflow.register_model(model.model_uri, settings.registered_model, tags=record.tags)
-    name, number = registered.name, str(registered.version)
+    number = str(mlflow.register_model(model.model_uri, name, tags=record.tags).version)
     client.update_model_version(name, number, description=record.description)
     mlflow.log_metrics(record.metrics, model_id=model.model_id)
     mlflow.set_tags({"coop.model": name, "coop.version": number})
     client.set_registered_model_alias(name, CANDIDATE, number)
-    return name, number
+    return number
 
 
 def run_link(tracked: Tracked, settings: Settings) -> str:
@@ -136,11 +136,12 @@ def tie_run(run_id: str, tags: dict[str, str], lock: Path, settings: Settings) -
     with connected(settings) as mlflow:
         client = mlflow.MlflowClient()
         client.log_artifact(run_id, str(lock))
-        number = client.get_run(run_id).data.tags.get("coop.version")
+        own = client.get_run(run_id).data.tags
         for name, value in tags.items():
             client.set_tag(run_id, name, value)
-            if number is not None:
-                client.set_model_version_tag(settings.registered_model, number, name, value)
+            if "coop.version" in own:
+                model = own.get("coop.model") or model_name(settings)
+                client.set_model_version_tag(model, own["coop.version"], name, value)
 
 
 def is_tied(run_id: str, settings: Settings) -> bool:
@@ -156,16 +157,16 @@ def is_tied(run_id: str, settings: Settings) -> bool:
             return True
 
 
-def _find(client: Any, experiment_id: str, key: str) -> Any:
-    """The finished run with this key whose version is still in the registry."""
+def _find(client: Any, experiment_id: str, key: str, name: str) -> Any:
+    """The finished run with this key whose version is still in the registry, under this name."""
     from mlflow.exceptions import MlflowException
 
     runs = client.search_runs([experiment_id], f"attributes.status = 'FINISHED' and tags.`coop.key` = '{key}'")
     for run in runs:
+        if run.data.tags.get("coop.model") != name:  # under another, or never registered
+            continue
         try:
             client.get_model_version(run.data.tags["coop.model"], run.data.tags["coop.version"])
-        except KeyError:  # never registered
-            continue
         except MlflowException as error:  # registered, and deleted since
             if error.error_code not in MISSING:
                 raise
