@@ -82,7 +82,28 @@ def prepare() -> None:
     """What every process of ours begins with: our log lines are heard, the libraries' noise is not."""
     for ours in ("pipelines", "coop_core"):
         logging.getLogger(ours).setLevel(logging.INFO)
+    logging.getLogger("urllib3.connectionpool").addFilter(_RETRIES)
     quiet_libraries()
+
+
+class _Retries(logging.Filter):
+    """A server that is asked again and again: one plain line now and then, instead of one with a traceback's words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: float | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not str(record.msg).startswith("Retrying"):
+            return True
+        record.msg, record.args = "a server does not answer: it is asked again, for some minutes at most", ()
+        if self._said is not None and record.created - self._said < _LINE_SECONDS:
+            return False
+        self._said = record.created
+        return True
+
+
+_RETRIES = _Retries()
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -4,7 +4,8 @@ import hashlib
 import os
 import secrets
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,12 +27,39 @@ _QUIET = {
     "TQDM_DISABLE": "1",
 }
 """Libraries' telemetry, progress bars that would run through ours, and MLflow's idle job runner."""
+_RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_HASTE = {_RETRIES: "0", _TIMEOUT: "10"}
+"""MLflow's client asks a silent server for minutes, which suits a training and no person."""
+_FIRST_ANSWER_SECONDS = 5.0
 
 
 def quiet_libraries() -> None:
     """Set defaults that a person's own environment overrides."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Inside the block MLflow's client gives up within seconds, unless a person's own environment says otherwise.
+
+    For commands that a person waits for; what starts workers or trainers stands outside, because they inherit it.
+    """
+    own = {name: value for name, value in _HASTE.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            os.environ.pop(name, None)
+
+
+def first_answer_within() -> float | None:
+    """Seconds that MLflow's server has for its first answer; None where it is asked again for minutes."""
+    if os.environ.get(_RETRIES) != "0":
+        return None
+    given = os.environ.get(_TIMEOUT, "")
+    return min(_FIRST_ANSWER_SECONDS, float(given)) if given.isdigit() else _FIRST_ANSWER_SECONDS
 
 
 def find_login(folder: Path) -> str | None:

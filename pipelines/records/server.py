@@ -4,16 +4,20 @@ import json
 import logging
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import quote
+from urllib.request import urlopen
 
 from coop_core.errors import CoopError, ServiceError
-from pipelines.environment import use_tracking_login
+from pipelines.environment import first_answer_within, use_tracking_login
 from pipelines.links import page
 from pipelines.settings import Settings, refusal, store_address, tracking_login
 
@@ -62,6 +66,31 @@ def connected(settings: Settings, *, way_out: str = "") -> Iterator[Any]:
         raise ServiceError(
             f"{where} says: {reason[:300]}; correct COOP_TRACKING_URI or start the server{way_out}"
         ) from error
+
+
+def require_answer(settings: Settings) -> None:
+    """Where nobody wants the server asked for minutes, it must answer now; what it answers, MLflow's client judges.
+
+    Raises
+    ------
+    ServiceError
+    """
+    within = first_answer_within()
+    if within is None or not settings.tracking_uri.startswith("http"):
+        return
+    try:
+        urlopen(f"{settings.tracking_uri.rstrip('/')}/health", timeout=within).close()
+    except HTTPError as error:
+        error.close()
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):  # certificates are the client's business
+            return
+        said = getattr(reason, "strerror", None) or f"nothing in {within:g} s"
+        raise ServiceError(f"MLflow at {settings.tracking_uri} does not answer ({said}): correct COOP_TRACKING_URI or "
+                           f"start the server") from error  # fmt: skip
+    except (HTTPException, ValueError) as error:
+        log.debug("asked whether it is alive, MLflow's server answers in another way: %s", error)
 
 
 def find_experiment(client: Any, settings: Settings, name: str) -> str:
