@@ -317,7 +317,7 @@ class Params(Section):
         return self
 
     def of_run(self) -> dict[str, Any]:
-        """What a run's result can depend on: all but what is tried around it (sweep) and asked after it (tests, gate)."""
+        """What a run's result can depend on: all but what is tried around it (sweep) and asked after it."""
         return self.model_dump(exclude={"tests", "gate", "sweep"})
 
 

@@ -56,8 +56,8 @@ def target_of(dataset: Dataset, params: TargetParams) -> Target:
     """
     names, images = judged_images(dataset, classes=params.classes, per_class=params.test_per_class)
     if unknown := sorted(set(params.class_names) - set(names)):
-        raise SplitError(f"tests: class_names gives other words for {unknown[0]!r}, which {dataset.name} does not have: "
-                         f"its classes are {', '.join(names[:10])}{', ...' * (len(names) > 10)}")  # fmt: skip
+        raise SplitError(f"tests: class_names gives other words for {unknown[0]!r}, which {dataset.name} does not "
+                         f"have: its classes are {', '.join(names[:10])}{', ...' * (len(names) > 10)}")  # fmt: skip
     shown = tuple(words(params.class_names.get(name, name)) for name in names)
     return Target(dataset.name, dataset.digest, shown, dataset.template, params.classes, images)
 
@@ -82,8 +82,8 @@ def judge(
         "prompt ensemble": baselines.prompt_ensemble(backbone, names, templates, own_template=target.template),
     }
     for name, (classifier, its_names) in known.items():
-        if (found := cut_to(classifier, its_names, names)) is not None:
-            classifiers[name] = found
+        if (cut := cut_to(classifier, its_names, names)) is not None:
+            classifiers[name] = cut
     found = {name: classifier.probabilities(features) for name, classifier in classifiers.items()}
     return {**found, method: answerer.probabilities(features)}
 
@@ -145,11 +145,10 @@ class Transfer:
 
 def collect(own: Mapping[str, Any], targets: Mapping[str, Mapping[str, Any]]) -> Transfer:
     """The evaluations of the data set itself and of every target, by name -> one table."""
-    names = [name for name in own["classifiers"]]
     rows = [
         Row(name, own["classifiers"][name]["accuracy"],
             {target: accuracy(found, name) for target, found in targets.items()})
-        for name in names
+        for name in own["classifiers"]
     ]  # fmt: skip
     new = next((name for name, found in targets.items()
                 if own.get("classes") == "base" and found["classes"] == "new"

@@ -47,7 +47,7 @@ def test_a_class_gets_the_words_that_it_is_given():
 
 
 def test_words_for_a_class_that_is_not_there_are_refused():
-    with pytest.raises(SplitError, match="class_names gives other words for 'abey', which toy does not have: its cla"):
+    with pytest.raises(SplitError, match="class_names gives other words for 'abey', which toy does not have: its cl"):
         target_of(toy_dataset(), params(class_names={"abey": "church"}))
 
 

@@ -119,3 +119,18 @@ def spy(method: Any, heard: list[Any]) -> Any:
 def test_another_backbone_has_features_of_its_own(runner, trial, dataset):
     first, other = runner.run([trial(), trial(architecture="flat-resnet-quickgelu")], dataset)
     assert first.curve[-1].loss != other.curve[-1].loss
+
+
+def test_a_trial_has_a_score_a_test_set(runner, trial, dataset):
+    tests = {"again": {"source": "toys"}, "other": {"source": "toys", "class_names": {"cat": "red fox"}}}
+
+    shared, own = runner.run(
+        [trial(tests=tests), trial(tests=tests, method={"class_specific": True})], dataset,
+        tests={"again": dataset, "other": dataset},
+    )  # fmt: skip
+
+    assert shared.tests["again"] == {"learned": pytest.approx(shared.accuracy),
+                                     "zero_shot": pytest.approx(shared.zero_shot_accuracy)}  # fmt: skip
+    assert set(shared.tests["other"]) == {"learned", "zero_shot"}
+    assert shared.metrics()["tests/other/learned"] == shared.tests["other"]["learned"]
+    assert own.tests == {"again": own.tests["again"], "other": {}}

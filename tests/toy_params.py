@@ -24,4 +24,5 @@ def toy_params(architecture: str, *, seed: int = 1, **changes: dict[str, Any]) -
     tree["method"] = {**own, **method}
     tree = {name: {**value, **changes.get(name, {})} if isinstance(value, dict) else value
             for name, value in tree.items()}  # fmt: skip
-    return parse_params(tree, where="toy")
+    further = {name: value for name, value in changes.items() if name not in tree}
+    return parse_params(tree | further, where="toy")

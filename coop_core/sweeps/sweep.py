@@ -8,7 +8,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -36,13 +36,18 @@ class Trial:
         return ", ".join([*(f"{short(k)} {_shown(v)}" for k, v in (self.task | self.choice).items()),
                           f"seed {self.params.seed}"])  # fmt: skip
 
-    def key(self, *, dataset_digest: str, weights_digest: str, code: str) -> str:
+    def key(
+        self, *, dataset_digest: str, weights_digest: str, code: str, tests: Mapping[str, str] | None = None
+    ) -> str:
         """What decides the result: parameters, images, weights and code; the same key is never trained twice.
 
-        `weights_digest` is of `backbone.files`: a local checkpoint, or the pins that packaged weights follow.
+        `weights_digest` is of `backbone.files`: a local checkpoint, or the pins that packaged weights follow. `tests`
+        are the digests of the further test sets' data, by name.
         """
         leaves = {name: value for name, value in flat(self.params.of_run()).items() if name not in _NO_RESULT}
-        return digest_json([leaves, dataset_digest, weights_digest, code])
+        judged = {name: [digest, self.params.tests[name].model_dump(exclude={"source"})]
+                  for name, digest in (tests or {}).items()}  # fmt: skip
+        return digest_json([leaves, dataset_digest, weights_digest, code, judged])
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Result:
     """On the test images."""
     zero_shot_accuracy: float
     run_id: str = ""
+    tests: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Accuracy by further test set: learned, and zero_shot."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import functools
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ from coop_core.features.extract import extract_features, feature_key
 from coop_core.files import digest_json, read_array
 from coop_core.judging import baselines
 from coop_core.judging.evaluation import evaluate
+from coop_core.methods import Task, load_method
 from coop_core.params import BackboneParams, Params
 from coop_core.preparing import prepare
-from coop_core.training import Epoch, Training, first_views, fit_together
+from coop_core.training import Epoch, Training, first_views, fit_together, generator_for
+from coop_core.transfer import Target, target_of
 
 _KEPT = 12
 """Arrays of features and class weights that stay in memory."""
@@ -51,11 +53,15 @@ class Scores:
     """Of training; trials trained side by side share it evenly."""
     curve: tuple[Epoch, ...]
     test_digest: str
+    tests: dict[str, dict[str, float]]
+    """Accuracy by further test set and classifier: the method's own, and zero-shot beside it."""
 
     def metrics(self) -> dict[str, float]:
         names = ("val_accuracy", "val_loss", "accuracy", "macro_f1", "calibration_error", "zero_shot_accuracy",
                  "seconds")  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        further = {f"tests/{test}/{name}": accuracy for test, found in self.tests.items()
+                   for name, accuracy in found.items()}  # fmt: skip
+        return {name: getattr(self, name) for name in names} | further
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,9 @@ class _Prepared:
     split: Split
     test: CachedFeatures
     zero_shot_accuracy: float
+    backbone: Backbone
+    targets: dict[str, tuple[Target, Tensor]]
+    """Further test sets by name, with the features (n, d) of their images."""
 
 
 class TrialRunner:
@@ -79,17 +88,19 @@ class TrialRunner:
         trials: Sequence[Params],
         dataset: Dataset,
         *,
+        tests: Mapping[str, Dataset] | None = None,
         on_epoch: Callable[[int, Epoch], object] = lambda position, epoch: None,
     ) -> list[Scores | CoopError]:
         """Train all side by side and judge each -> its scores, or why it has none; in the order given.
 
-        Test images are read once, after the training, and decide nothing.
+        Test images are read once, after the training, and decide nothing. `tests` holds the data sets of
+        `Params.tests`, by name.
         """
         found: dict[int, Scores | CoopError] = {}
         prepared: dict[int, _Prepared] = {}
         for position, params in enumerate(trials):
             try:
-                prepared[position] = self._prepare(params, dataset, functools.partial(on_epoch, position))
+                prepared[position] = self._prepare(params, dataset, tests or {}, functools.partial(on_epoch, position))
             except CoopError as error:
                 found[position] = error
         started = time.monotonic()
@@ -99,7 +110,9 @@ class TrialRunner:
             found[position] = curve if isinstance(curve, CoopError) else _judge(one, curve, trials[position], seconds)
         return [found[position] for position in range(len(trials))]
 
-    def _prepare(self, params: Params, dataset: Dataset, on_epoch: Callable[[Epoch], object]) -> _Prepared:
+    def _prepare(
+        self, params: Params, dataset: Dataset, tests: Mapping[str, Dataset], on_epoch: Callable[[Epoch], object]
+    ) -> _Prepared:
         backbone = self._backbone(params.backbone)
         split = few_shot_split(
             dataset,
@@ -119,7 +132,12 @@ class TrialRunner:
             params, split=split, backbone=backbone, examples=train, validation=val, on_epoch=on_epoch,
             engine=dataclasses.replace(params.engine.engine(), sharing=self.sharing),
         )  # fmt: skip
-        return _Prepared(training, split, test, self._zero_shot(backbone, split, test))
+        targets = {}
+        for name, its in params.tests.items():
+            target = target_of(tests[name], its)
+            features = self._features(backbone, tests[name], target.images, params, views=1)[:, 0]
+            targets[name] = (target, features)
+        return _Prepared(training, split, test, self._zero_shot(backbone, split, test), backbone, targets)
 
     def _backbone(self, params: BackboneParams) -> Backbone:
         key = ("backbone", params)
@@ -182,7 +200,29 @@ def _judge(one: _Prepared, curve: Sequence[Epoch], params: Params, seconds: floa
         seconds=seconds,
         curve=tuple(curve),
         test_digest=one.split.test_digest,
+        tests={name: _judge_target(one, *its, params) for name, its in one.targets.items()},
     )
+
+
+def _judge_target(one: _Prepared, target: Target, features: Tensor, params: Params) -> dict[str, float]:
+    """Accuracy of the learner, bound to the target's classes, and of zero-shot."""
+    learner = one.training.learner
+    if target.class_names == one.split.class_names:
+        answers = answer_with(learner, class_names=target.class_names)
+    elif learner.rebinds:
+        task = Task(target.class_names, target.template)
+        rebound = load_method(params.method.name).build(
+            params.method, backbone=one.backbone, task=task, generator=generator_for(params.seed, "context"),
+            engine=params.engine.engine(), state=learner.state_dict(),
+        )  # fmt: skip
+        rebound.load_state_dict(learner.state_dict())
+        answers = answer_with(rebound, class_names=target.class_names)
+    else:
+        return {}
+    labels = torch.tensor(target.labels, device=features.device)
+    zero_shot = baselines.zero_shot(one.backbone, target.class_names, target.template)
+    found = {"learned": answers.probabilities(features), "zero_shot": zero_shot.probabilities(features)}
+    return {name: float((its.argmax(1).to(labels) == labels).float().mean()) for name, its in found.items()}
 
 
 def _labels(images: Sequence[SplitImage], backbone: Backbone) -> Tensor:
