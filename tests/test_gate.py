@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from coop_core.errors import GateError
-from coop_core.judging.gate import Answers, Policy, decide, mcnemar_worse
+from coop_core.judging.gate import Answers, Policy, decide, mcnemar_worse, require_classes
 
 POLICY = Policy(min_gain_over_zero_shot=0.0, significance=0.05, max_class_drop=0.2, min_images_a_class=10)
 LABELS = tuple(n % 2 for n in range(100))
@@ -78,11 +78,32 @@ def test_classes_with_few_images_are_not_judged_alone():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"test_digest": "other"}, {"class_names": ("cat", "wolf")}, {"labels": (0, *LABELS[1:-1], 0)}]
+    "changes", [{"test_digest": "other"}, {"class_names": ("dog", "cat")}, {"labels": (0, *LABELS[1:-1], 0)}]
 )
 def test_versions_judged_on_different_images_are_not_compared(changes):
     with pytest.raises(GateError, match="candidate 2 and champion 1 were judged on different test images or classes"):
         decide(answers("2"), answers("1", **changes), POLICY)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(("cat", "wolf"), r"champion 1: dog missing, wolf new: register it under another name \(set COOP_REG"),
+     (("cat",), "dog missing: register"),
+     (("cat", "cat"), "dog missing, cat new: register"),
+     (("dog", "wolf", "cat"), "wolf new: promote with --without-comparison, or register it under another name"),
+     (tuple("abcdefgh"), "cat, dog missing, a, b, c, d, e and 3 more new: register")],
+)  # fmt: skip
+def test_another_class_list_is_refused_by_names(names, said):
+    with pytest.raises(GateError, match=said):
+        decide(answers("2", class_names=names), answers("1"), POLICY)
+
+
+def test_classes_may_be_added_where_that_is_asked_for_and_none_may_go():
+    added = answers("2", class_names=("wolf", "dog", "cat"))
+    require_classes(added, answers("1"), may_add=True)
+
+    with pytest.raises(GateError, match="champion 2: wolf missing: register it under another name"):
+        require_classes(answers("1"), added, may_add=True)
 
 
 def test_a_decision_holds_every_number():

@@ -6,7 +6,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,10 +51,10 @@ def settings(server, request) -> Settings:
 def register(settings, tmp_path):
     """A version whose run recorded answers, so many of them wrong; it becomes the candidate."""
 
-    def make(wrong: int, *, test_digest: str = "digest") -> str:
+    def make(wrong: int, *, test_digest: str = "digest", class_names: Sequence[str] = ("cat", "dog")) -> str:
         folder = tmp_path / "evaluation"
         folder.mkdir(exist_ok=True)
-        evaluation = {"test_digest": test_digest, "class_names": ["cat", "dog"],
+        evaluation = {"test_digest": test_digest, "class_names": list(class_names),
                       "classifiers": {"zero-shot": {"accuracy": 0.5}}}  # fmt: skip
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
         with (folder / "predictions.csv").open("w", newline="") as file:
@@ -380,6 +380,21 @@ def test_another_test_set_needs_a_word(settings, register):
     with pytest.raises(GateError, match=r"judged on different test images or classes: .*--without-comparison"):
         promotion.promote(settings, POLICY)
     assert promotion.promote(settings, POLICY, compare=False).promote
+
+
+def test_a_champion_may_learn_classes_and_forgets_none(settings, register):
+    register(9)
+    promotion.promote(settings, POLICY)
+    register(9, test_digest="other", class_names=("cat", "dog", "wolf"))
+    with pytest.raises(GateError, match="wolf new: promote with --without-comparison"):
+        promotion.promote(settings, POLICY)
+    promotion.promote(settings, POLICY, compare=False)
+    register(9)
+    for compare in (True, False):
+        with pytest.raises(GateError, match="candidate 3 answers with other classes than champion 2: wolf missing"):
+            promotion.promote(settings, POLICY, compare=compare)
+
+    assert champion(settings) == "2"
 
 
 def test_what_is_not_there_is_a_sentence(settings):

@@ -4,12 +4,16 @@ The candidate must beat zero-shot, must not be worse than the champion beyond ch
 exact test on the images the two answer differently, McNemar 1947), and no class may fall by more than allowed.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from coop_core.data.dataset import distinct
 from coop_core.errors import GateError
+
+_SHOWN = 5
+"""Class names in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,11 @@ def decide(candidate: Answers, champion: Answers | None, policy: Policy) -> Deci
     Raises
     ------
     GateError
-        When the two were judged on different images or classes: there is nothing to compare.
+        When the two answer with different classes or were judged on different images: there is nothing to compare.
     """
     checks = [_gain(candidate, policy)]
     if champion is not None:
+        require_classes(candidate, champion)
         ours, theirs = (candidate.test_digest, candidate.class_names), (champion.test_digest, champion.class_names)
         if ours != theirs or candidate.labels != champion.labels:
             raise GateError(
@@ -83,6 +88,26 @@ def decide(candidate: Answers, champion: Answers | None, policy: Policy) -> Deci
         checks += [_not_worse(candidate, champion, policy), _classes(candidate, champion, policy)]
     names = candidate.version, None if champion is None else champion.version
     return Decision(all(check.passed for check in checks), *names, tuple(checks))
+
+
+def require_classes(candidate: Answers, champion: Answers, *, may_add: bool = False) -> None:
+    """A model's champion answers one question: its class list does not change, but for classes that are added.
+
+    Raises
+    ------
+    GateError
+        When the candidate lacks a class that the champion answers with, or, unless it `may_add`, knows another.
+    """
+    ours, theirs = Counter(candidate.class_names), Counter(champion.class_names)
+    missing, new = list((theirs - ours).elements()), list((ours - theirs).elements())
+    said = [f"{_list(missing)} missing"] * bool(missing) + [f"{_list(new)} new"] * bool(new)
+    told = f"candidate {candidate.version} answers with other classes than champion {champion.version}: "
+    if missing:
+        raise GateError(f"{told}{', '.join(said)}: register it under another name (set COOP_REGISTERED_MODEL, then "
+                        "`dvc repro -f -s track`)")  # fmt: skip
+    if new and not may_add:
+        raise GateError(f"{told}{', '.join(said)}: promote with --without-comparison, or register it under another "
+                        "name (COOP_REGISTERED_MODEL)")  # fmt: skip
 
 
 def mcnemar_worse(wins: int, losses: int) -> float:
@@ -134,6 +159,11 @@ def _classes(candidate: Answers, champion: Answers, policy: Policy) -> Check:
 
 def _of(answers: Answers, label: int) -> Sequence[bool]:
     return [hit for hit, own in zip(answers.hits, answers.labels, strict=True) if own == label]
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _percent(fraction: float) -> str:

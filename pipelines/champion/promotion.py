@@ -9,7 +9,7 @@ from typing import Any
 
 from coop_core.errors import GateError
 from coop_core.files import read_json
-from coop_core.judging.gate import Answers, Decision, Policy, decide
+from coop_core.judging.gate import Answers, Decision, Policy, decide, require_classes
 from pipelines.records.claims import Claim, claim_promotion
 from pipelines.records.names import model_name
 from pipelines.records.registry import (
@@ -63,8 +63,10 @@ def _judge(
     champion = find_version(CHAMPION, settings)
     if champion and champion.number == candidate.number:
         raise GateError(f"version {candidate.number} is the champion already: nothing to promote")
-    judged_against = fetch_answers(champion, settings) if champion and compare else None
-    decision = decide(fetch_answers(candidate, settings), judged_against, policy)
+    ours, theirs = fetch_answers(candidate, settings), fetch_answers(champion, settings) if champion else None
+    if theirs is not None:
+        require_classes(ours, theirs, may_add=not compare)
+    decision = decide(ours, theirs if compare else None, policy)
     record_decision(candidate, _time(), decision.as_dict(), settings)
     return candidate, champion, decision
 
