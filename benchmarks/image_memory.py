@@ -26,7 +26,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from coop_core.data.images import MAX_PIXELS, ImageTransform, decoded
+from coop_core.data.images import MAX_PIXELS, decoded
+from coop_core.data.views import ImageTransform
 from coop_core.files import write_json
 
 SIDE = math.isqrt(MAX_PIXELS)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from coop_core.backbone import Backbone, Precision, backbone_name, digest_tensors, load_backbone
 from coop_core.data.dataset import words
-from coop_core.data.images import ImageTransform
 from coop_core.data.split import Split
+from coop_core.data.views import ImageTransform
 from coop_core.errors import ArtifactError
 from coop_core.features.extract import key_of
 from coop_core.files import digest_json, read_json, read_tensors, write_json, write_tensors
@@ -120,6 +120,7 @@ def make_card(
             "transform_digest": backbone.transform.digest,
         },
         "engine": encoder.summary() if encoder else {},
+        "answering": {"prompts_per_image": getattr(learner, "prompts_per_image", 0)},
         "class_names": list(split.class_names),
         "template": split.template,
         "data": {

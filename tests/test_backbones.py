@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from coop_core.backbone import digest_tensors, load_backbone, pad
 from coop_core.backbone.torchvision_operators import declare_missing_operators
-from coop_core.data.images import ImageTransform
+from coop_core.data.views import ImageTransform
 from coop_core.errors import BackboneError, PromptError
 from coop_core.features.extract import feature_key
 from coop_core.prompts.encoder import encode_texts

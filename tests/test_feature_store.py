@@ -14,8 +14,9 @@ from torch import Tensor
 from toy_images import paint
 
 from coop_core.backbone import Backbone
-from coop_core.data.images import ImageTransform, read_image
+from coop_core.data.images import read_image
 from coop_core.data.split import SplitImage
+from coop_core.data.views import ImageTransform
 from coop_core.errors import DatasetError
 from coop_core.features.extract import extract_features
 from coop_core.features.store import FeatureStore, Key

@@ -18,18 +18,8 @@ from PIL import EpsImagePlugin, Image, ImageDraw, ImageOps
 from toy_images import paint, toy_image
 
 from coop_core.backbone.torchvision_operators import declare_missing_operators
-from coop_core.data.images import (
-    _IN_FLIGHT,
-    LAID_ON_WHITE,
-    NEARLY_BLACK,
-    PREPROCESSING,
-    ImageTransform,
-    _Budget,
-    _random_crop,
-    decoded,
-    is_picture,
-    read_image,
-)
+from coop_core.data.images import _IN_FLIGHT, LAID_ON_WHITE, NEARLY_BLACK, _Budget, decoded, is_picture, read_image
+from coop_core.data.views import PREPROCESSING, ImageTransform, _random_crop
 from coop_core.errors import DatasetError
 from coop_core.files import write_array
 
@@ -712,5 +702,5 @@ def digests(image: Image.Image) -> list[str]:
 def test_equal_files_give_the_pixels_of_this_version(name: str) -> None:
     found = digests(read_image(golden_sources()[name]))
     assert (PREPROCESSING, found) == (2, GOLDEN[name]), (
-        "other pixels than features were computed from: raise images.PREPROCESSING and write the new digests here"
+        "other pixels than features were computed from: raise views.PREPROCESSING and write the new digests here"
     )

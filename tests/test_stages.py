@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-import coop_core.params
+import coop_core.params.sections
 from coop_core.artifact import read_artifact, write_card
 from coop_core.data.split import read_split
 from coop_core.errors import ArtifactError, CoopError, DatasetError, ParamsError, ServiceError
@@ -107,7 +107,7 @@ def working_in(folder: Path) -> Iterator[None]:
 def _load_the_backbone_once(mini) -> Iterator[None]:
     """Every stage loads the same weights, which takes it some seconds; here they share them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coop_core.params, "load_backbone", lambda *named, **more: mini)
+        patch.setattr(coop_core.params.sections, "load_backbone", lambda *named, **more: mini)
         yield
 
 
@@ -534,7 +534,7 @@ def test_training_asks_for_the_checkpoint_of_just_this_code(killed, train_alone,
 def test_features_of_other_weights_are_refused_by_whoever_computes_with_them(project, mini, monkeypatch, stage):
     """A checkpoint replaced in place: the text tower would be new, and the image features old."""
     other = dataclasses.replace(mini, config={"ridge": 7})
-    monkeypatch.setattr(coop_core.params, "load_backbone", lambda *named, **more: other)
+    monkeypatch.setattr(coop_core.params.sections, "load_backbone", lambda *named, **more: other)
 
     with pytest.raises(ArtifactError, match=r"computed with other weights .*: run `dvc repro -f features`"):
         STAGES[stage].main()

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from coop_core.data.images import ImageTransform
+from coop_core.data.views import ImageTransform
 from coop_core.errors import PromptError
 from coop_core.files import digest_bytes, digest_json
 

@@ -18,7 +18,7 @@ from coop_core.backbone.base import Backbone, Precision, TextTower, freeze, pad
 from coop_core.backbone.tokenizers import from_hugging_face
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import PaddedTextTower, mean_pool
-from coop_core.data.images import ImageTransform
+from coop_core.data.views import ImageTransform
 from coop_core.errors import BackboneError
 from coop_core.files import read_tensors
 

@@ -12,7 +12,7 @@ from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, f
 from coop_core.backbone.tokenizers import from_hugging_face, from_simple_tokenizer
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import CausalTextTower, PaddedTextTower
-from coop_core.data.images import ImageTransform
+from coop_core.data.views import ImageTransform
 from coop_core.errors import BackboneError
 
 SUPPORTED = "OpenAI-type CLIP, open_clip's native causal text towers and Hugging Face encoders"

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from coop_core.backbone import Backbone
-from coop_core.data.images import ImageTransform, decoded
+from coop_core.data.images import decoded
 from coop_core.data.split import Split, SplitImage
+from coop_core.data.views import ImageTransform
 from coop_core.errors import ArtifactError, BackboneError
 from coop_core.features.store import FeatureStore
 from coop_core.files import digest_json, read_array, read_json, write_array_in_pieces

@@ -1,0 +1,61 @@
+"""All of params.yaml."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from coop_core.methods import MethodParams, load_method, method_names
+from coop_core.params.sections import (
+    BackboneParams,
+    BaselineParams,
+    DatasetParams,
+    EngineParams,
+    EvaluateParams,
+    FeatureParams,
+    GateParams,
+    Section,
+    SplitParams,
+    TargetParams,
+    TrainParams,
+)
+from coop_core.params.sweep import SweepParams
+
+
+def _method_params(value: Any) -> Any:
+    """Give the section to the class of the method it names."""
+    if isinstance(value, MethodParams):
+        return value
+    name = value.get("name") if isinstance(value, dict) else None
+    if name not in method_names():
+        raise ValueError(f"name is {name!r}, but the methods are: {', '.join(method_names())}")
+    return load_method(name).Params.model_validate(value)
+
+
+class Params(Section):
+    """All hyper-parameters of a run, as DVC tracks them."""
+
+    seed: int = Field(ge=0, lt=2**31)
+    """Chooses the few-shot images, the augmentation, the first context vectors and the order of batches."""
+    dataset: DatasetParams
+    split: SplitParams
+    backbone: BackboneParams
+    features: FeatureParams
+    method: Annotated[SerializeAsAny[MethodParams], BeforeValidator(_method_params)]
+    train: TrainParams
+    engine: EngineParams
+    baselines: BaselineParams
+    evaluate: EvaluateParams
+    tests: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,49}$")], TargetParams] = {}
+    """Further test sets by name: base-to-new, cross-dataset, domain generalisation."""
+    gate: GateParams = GateParams()
+    sweep: SweepParams | None = None
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> "Params":
+        if "own" in self.tests:
+            raise ValueError("tests: own is the data set's own test images: give this one another name")
+        return self
+
+    def of_run(self) -> dict[str, Any]:
+        """What a run's result can depend on: all but what is tried around it (sweep) and asked after it."""
+        return self.model_dump(exclude={"tests", "gate", "sweep"})

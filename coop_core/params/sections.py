@@ -1,0 +1,190 @@
+"""The sections of params.yaml, each with its ranges and meanings."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from coop_core.backbone import Backbone, Precision, load_backbone
+from coop_core.data.dataset import has_one_hole
+from coop_core.judging.gate import Policy
+from coop_core.prompts.engine import Engine
+
+PINS = "constraints.txt"
+"""Pins of every package, those of packaged weights among them."""
+_CHECKPOINTS = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DatasetParams(Section):
+    source: str = Field(min_length=1)
+    """A dataset card (.yaml), a folder of class folders, or a CSV file with the columns path and label."""
+    test_fraction: float = Field(default=0.5, gt=0, lt=1)
+    """Share of each class kept for testing when the source names no test images."""
+    accept: list[Literal["duplicate-across-subsets", "duplicate-class-names"]] = []
+    """Faults of the images that are known and accepted; they are reported all the same."""
+
+
+class TargetParams(DatasetParams):
+    """A further test set, on which what was learned is judged with the set's own class names."""
+
+    classes: Literal["all", "base", "new"] = "all"
+    """Of this data set; base is the first half of the labels (rounded up), new the rest."""
+    test_per_class: int | None = Field(default=None, ge=1, le=10**9)
+    """At most so many test images a class; null takes all."""
+    class_names: dict[str, str] = {}
+    """Other words for some of its classes, where they differ from those the prompt was learned for."""
+
+
+class SplitParams(Section):
+    shots: int = Field(ge=1, le=1_000)
+    """Training images a class."""
+    curve_shots: list[Annotated[int, Field(ge=1, le=1_000)]] = []
+    """Fewer shots to train as well, for the few-shot curve; each set is part of the next larger one."""
+    classes: Literal["all", "base", "new"] = "all"
+    """base is the first half of the labels (rounded up), new the rest."""
+    test_per_class: int | None = Field(default=None, ge=1, le=10**9)
+    """At most so many test images a class, chosen independently of the seed; null takes all."""
+    label_noise: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training labels that are replaced by another class's, by seed: how a method bears wrong labels."""
+
+    @model_validator(mode="after")
+    def _curve_below_shots(self) -> "SplitParams":
+        if any(shots >= self.shots for shots in self.curve_shots):
+            raise ValueError(f"curve_shots {self.curve_shots} must all be below shots {self.shots}")
+        if len(set(self.curve_shots)) != len(self.curve_shots):
+            raise ValueError(f"curve_shots {self.curve_shots} names a number twice")
+        return self
+
+
+class BackboneParams(Section):
+    architecture: str = Field(min_length=1)
+    """`mini`, or any name open_clip knows: ViT-B-16-quickgelu, hf-hub:..., local-dir:..."""
+    pretrained: str | None = None
+    """open_clip's pretrained tag or a local checkpoint; null for mini, hf-hub: and local-dir:."""
+    image_precision: Precision = "float32"
+    """What the image tower computes in. Where the processor has it, bfloat16 is 1.5 to 4 times as fast; it changes
+    features by hundredths; float16, which few CPUs are faster in, by thousandths. A prompt answers with the precision
+    it was learned with."""
+    files: str = Field(default="", min_length=1, validate_default=True)
+    """What decides the weights on this disk, which DVC watches: the pins of the packages for packaged and published
+    weights; for a local checkpoint or `local-dir:` the same path again. Known by itself where it is left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _find_files(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "files" in given:
+            return given
+        return {**given, "files": local_weights(given.get("architecture"), given.get("pretrained")) or PINS}
+
+    @model_validator(mode="after")
+    def _local_weights_are_watched(self) -> "BackboneParams":
+        local = local_weights(self.architecture, self.pretrained)
+        if local is not None and self.files != local:
+            raise ValueError(f"files must be {local} as well, so that other weights at that place are noticed")
+        return self
+
+    def load(self, *, device: torch.device | str) -> Backbone:
+        """The backbone itself; faults as `load_backbone` has them."""
+        return load_backbone(self.architecture, self.pretrained, image_precision=self.image_precision, device=device)
+
+
+def local_weights(architecture: Any, pretrained: Any) -> str | None:
+    """The checkpoint or folder that weights are read from; None for packaged and published ones."""
+    if isinstance(architecture, str) and architecture.startswith("local-dir:"):
+        return architecture.removeprefix("local-dir:")
+    if isinstance(pretrained, str) and ("/" in pretrained or Path(pretrained).suffix in _CHECKPOINTS):
+        return pretrained
+    return None
+
+
+class FeatureParams(Section):
+    views: int = Field(default=1, ge=1, le=256)
+    """Encodings of each training image: view 0 is the test transform, the others random crops and flips."""
+    batch_size: int = Field(default=64, ge=1, le=4_096)
+    """Images that go through the image tower together; changes speed and memory, not the features."""
+
+
+class TrainParams(Section):
+    epochs: int = Field(ge=1, le=10_000)
+    batch_size: int = Field(default=32, ge=1, le=10**6)
+    learning_rate: float = Field(ge=0, le=100)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1)
+    warmup_epochs: int = Field(default=1, ge=0, le=10_000)
+    """First epochs at the constant warm-up learning rate; the cosine starts after them."""
+    warmup_learning_rate: float = Field(default=1e-5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _warmup_inside_training(self) -> "TrainParams":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
+        return self
+
+
+def _check_memory(value: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,7})? ?(MB|GB)", value):
+        raise ValueError("write a number with its unit, such as 500 MB or 4 GB")
+    return value
+
+
+class EngineParams(Section):
+    """How prompts are encoded: speed and memory, and no result beyond rounding."""
+
+    path: Literal["auto", "packed", "cut", "full"] = "auto"
+    """auto takes the fastest way that is exact for the text tower; full is the straightforward one."""
+    precision: Precision = "float32"
+    """What the frozen text tower computes in; context vectors, logits and loss stay in float32."""
+    max_memory: Annotated[str, AfterValidator(_check_memory)] | None = None
+    """What a training step may hold besides the weights, such as 4 GB; null takes a quarter of the device's."""
+    cuda_graphs: bool = False
+    """Record a step once and launch it whole, on CUDA with packed prompts; never tried on a GPU, so off."""
+
+    def engine(self) -> Engine:
+        limit = None
+        if self.max_memory is not None:
+            limit = int(float(self.max_memory[:-2]) * {"MB": 10**6, "GB": 10**9}[self.max_memory[-2:]])
+        return Engine(self.path, self.precision, limit, cuda_graphs=self.cuda_graphs)
+
+
+class BaselineParams(Section):
+    ensemble_templates: list[str] = Field(min_length=1)
+    """Templates of the prompt ensemble; the data set's own template is added when it is not among them."""
+    linear_probe_steps: int = Field(default=8, ge=0, le=32)
+    """Refinement steps of the linear probe's regularisation search after its first grid."""
+
+    @model_validator(mode="after")
+    def _one_hole_each(self) -> "BaselineParams":
+        wrong = [template for template in self.ensemble_templates if not has_one_hole(template)]
+        if wrong:
+            raise ValueError(f"each template needs exactly one {{}}, unlike {wrong}")
+        return self
+
+
+class EvaluateParams(Section):
+    calibration_bins: int = Field(default=15, ge=2, le=100)
+    """Equally wide confidence bins of the reliability diagram and the expected calibration error."""
+
+
+class GateParams(Section):
+    """What a candidate must show before it becomes champion."""
+
+    min_gain_over_zero_shot: float = Field(default=0.0, ge=-1, le=1)
+    """Fraction of the test images by which it must beat the zero-shot baseline."""
+    significance: float = Field(default=0.05, gt=0, lt=1)
+    """It is worse than the champion when chance alone would lose so many images more rarely than this."""
+    max_class_drop: float = Field(default=0.15, ge=0, le=1)
+    """By how much of its test images a class may fall against the champion."""
+    min_images_a_class: int = Field(default=20, ge=1, le=10**9)
+    """Classes with fewer test images are not judged one by one."""
+
+    approval_minutes: int = Field(default=0, ge=0, le=10_080)
+    """How long Prefect's flows wait for a person's yes before the champion changes; 0 asks nobody."""
+
+    def policy(self) -> Policy:
+        return Policy(**self.model_dump(exclude={"approval_minutes"}))
