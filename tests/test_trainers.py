@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from coop_core.errors import ServiceError
+from pipelines import processes
 from pipelines.settings import Settings
 from pipelines.sweeps.trainer import Order
 from pipelines.sweeps.trainers import LocalTrainers, Slot
@@ -109,6 +110,22 @@ def test_a_signal_ends_all_trainers_within_seconds(trainers):
     with pytest.raises(KeyboardInterrupt):
         heard(trainers(), orders("slow-a"), orders("slow-b"))
     assert time.monotonic() - begun < 20
+
+
+def test_trainers_that_ignore_the_request_end_in_the_time_of_one(trainers, monkeypatch):
+    """Each is given time twice: until its command ends, then until its children have."""
+    monkeypatch.setattr(processes, "_GRACE_SECONDS", 1.5)
+    stubborn = "import signal\nsignal.signal(15, signal.SIG_IGN)\n" + FAKE
+    run, said = trainers(stubborn, slots=4), list[float]()
+
+    def refuse(event: dict[str, Any]) -> None:
+        said.append(time.monotonic())
+        if len(said) == 4:
+            raise ServiceError("too many failures")
+
+    with pytest.raises(ServiceError, match="too many failures"):
+        run([[*orders(f"bad-{n}"), *orders(f"slow-{n}")] for n in range(4)], refuse)
+    assert 3 <= time.monotonic() - said[-1] < 6
 
 
 def test_no_trainer_is_started_that_has_nothing_to_do(trainers, tmp_path: Path):

@@ -15,7 +15,7 @@ from typing import Any
 from coop_core.errors import ServiceError
 from pipelines.console import FAULT
 from pipelines.environment import trainer_environment
-from pipelines.processes import Group
+from pipelines.processes import Group, end_all
 from pipelines.records.trials import close_lost
 from pipelines.services.local import find_devices
 from pipelines.settings import Settings
@@ -86,8 +86,7 @@ class LocalTrainers:
         with self._lock:
             self._stopping = True
             running = list(self._running.values())
-        for group in running:
-            group.end()
+        end_all(running)
 
     def _work(self, number: int, slot: Slot, todo: Any, events: Any) -> None:
         trainer: Group | None = None
