@@ -19,6 +19,8 @@ import pytest
 import torch
 from PIL import Image
 from ruamel.yaml import YAML
+from test_dvc_yaml import STAGES as DECLARED
+from test_dvc_yaml import outs as outs_of
 
 import coop_core.params.sections
 from coop_core.artifact import read_artifact, write_card
@@ -375,6 +377,43 @@ def test_training_from_nothing_and_with_other_test_images_gives_the_same_bytes(d
 def test_evaluate_reads_the_test_images(done, retrained):
     assert content(retrained / "artifacts/judged/own") != content(done / "artifacts/judged/own")
     assert read(retrained / "artifacts/metrics.json") != read(done / "artifacts/metrics.json")
+
+
+NEW_EVERY_TIME = {"artifacts/timing.json", "artifacts/tracked.json"}
+"""How long it took, and which run it was."""
+
+
+def under(entries: list[str], files: dict[str, bytes]) -> dict[str, bytes]:
+    """Those of a project's files that are one of the entries, or lie in one."""
+    return {name: data for name, data in files.items() if any(Path(name).is_relative_to(entry) for entry in entries)}
+
+
+def places(entries: list[str]) -> list[str]:
+    """Of deps or outs in dvc.yaml, for PARAMS."""
+    return [PARAMS["dataset"]["source"] if entry == "${dataset.source}" else entry for entry in entries]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_reads_only_what_it_depends_on_and_writes_only_its_outs(done, project, stage):
+    """All else holds nonsense: a stage that read it would fail or write something else than in the whole project."""
+    deps, outs = places(DECLARED[stage]["deps"]), outs_of(DECLARED[stage])
+    everything = content(project)
+    for name in everything.keys() - under([*deps, "params.yaml", ".cache"], everything).keys():
+        (project / name).write_bytes(b"nonsense")
+    for out in outs:  # as DVC does
+        shutil.rmtree(project / out) if (project / out).is_dir() else (project / out).unlink()
+    before = content(project)
+    with contextlib.redirect_stdout(io.StringIO()):
+        STAGES[stage].main()
+
+    after = content(project)
+    written = under([*outs, ".cache", "mlflow.db", "mlruns"], after)
+    assert {name: data for name, data in after.items() if name not in written} == {
+        name: data for name, data in before.items() if not name.startswith(".cache/")
+    }
+    assert under(outs, after).keys() == under(outs, everything).keys()
+    again = {name: data for name, data in under(outs, after).items() if name not in NEW_EVERY_TIME}
+    assert again == {name: everything[name] for name in again}
 
 
 @pytest.mark.parametrize("stage", ["split", "features", "evaluate", "report"])
