@@ -31,7 +31,7 @@ from coop_core.methods.coop import CoOp
 from coop_core.params import load_params
 from coop_core.training import Checkpoint, Epoch
 from pipelines.records.registry import fetch_prompt
-from pipelines.records.runs import list_runs
+from pipelines.records.runs import Tracked, list_runs
 from pipelines.settings import load_settings
 from pipelines.stages import baselines, download, evaluate, features, report, split, track, train
 
@@ -352,6 +352,17 @@ def test_a_tracking_server_that_is_down_is_a_sentence_and_changes_nothing(projec
         track.main()
 
     assert content(project / "artifacts") == before
+
+
+def test_no_login_stands_in_what_track_writes_and_prints(project, monkeypatch, capsys):
+    """MLflow's address comes with a login, and a server answered."""
+    monkeypatch.setenv("COOP_TRACKING_URI", "http://name:CANARY@mlflow.example:5000")
+    monkeypatch.setattr(track, "track", lambda record, settings: Tracked("a1", "1", "coop-images", "2"))
+    track.main()
+
+    assert read(project / "artifacts/tracked.json")["tracking_uri"] == "http://mlflow.example:5000"
+    assert [name for name, data in content(project).items() if b"CANARY" in data] == []
+    assert "CANARY" not in "".join(capsys.readouterr())
 
 
 @pytest.fixture(scope="module")
