@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -198,6 +199,24 @@ def test_a_tracking_server_that_is_down_costs_only_the_last_stage(small: Path) -
     assert mended.returncode == 0, mended.stdout + mended.stderr
     ran = [line for line in mended.stdout.splitlines() if line.startswith("Running stage")]
     assert ran == ["Running stage 'track':"]
+
+
+def test_a_run_that_returns_takes_its_stages_from_the_run_cache_and_its_version_from_the_registry(small: Path) -> None:
+    """Runs A, B and A again: nothing is trained or registered for the third, and the candidate is A's version."""
+    ran, candidates = [], []
+    client = MlflowClient(f"sqlite:///{small}/mlflow.db")
+    for rate in (0.01, 0.05, 0.01):
+        change(small, train__learning_rate=rate)
+        done = run(["dvc", "repro"], small)
+        assert done.returncode == 0, done.stdout + done.stderr
+        ran.append([line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")])
+        tracked = json.loads((small / "artifacts/tracked.json").read_text())
+        candidate = client.get_model_version_by_alias(tracked["model_name"], "candidate").version
+        candidates.append((str(candidate), tracked["model_version"]))
+    following = ["train", "evaluate", "report", "track"]
+    assert ran == [following, following, ["track"]]
+    assert candidates == [("1", "1"), ("2", "2"), ("1", "1")]
+    assert len(client.search_model_versions(f"name='{tracked['model_name']}'")) == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists() or os.geteuid() != 0, reason="needs a mount of its own")
