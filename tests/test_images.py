@@ -465,6 +465,12 @@ def test_pixels_that_are_too_many_are_refused_before_they_are_decoded(width: int
         read_image(png_header(width, height))
 
 
+def test_pillow_warns_of_no_image_that_is_small_enough_for_us() -> None:
+    """Warnings are errors here, and this is 0.01 % below our limit: it fails for want of pixels, not for its size."""
+    with pytest.raises(DatasetError, match=r"^the image cannot be read \("):
+        read_image(png_header(9459, 9459))
+
+
 def test_an_aspect_of_100_is_read() -> None:
     assert read_image(Image.new("RGB", (100, 1))).size == (100, 1)
 
