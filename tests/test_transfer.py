@@ -11,9 +11,10 @@ from test_stages import _load_the_backbone_once, done, finished, project, read, 
 
 from coop_core.errors import ArtifactError, ParamsError, SplitError
 from coop_core.judging.classifier import LinearClassifier
+from coop_core.judging.transfer import Row, Transfer, collect, harmonic_mean
 from coop_core.params import TargetParams, load_params
-from coop_core.transfer import Row, Transfer, collect, cut_to, harmonic_mean, target_of
-from pipelines.stages import evaluate, judge, split, train
+from coop_core.transfer import cut_to, target_of
+from pipelines.stages import evaluate, judge, report, split, train
 
 # MLflow's own, of its pages on agents.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
@@ -188,3 +189,19 @@ def test_label_noise_reaches_the_split(project):  # noqa: F811
     changed = [a["label"] != b["label"] for a, b in zip(clean["train"], noisy["train"], strict=True)]
     assert sum(changed) == 3
     assert (noisy["val"], noisy["test"], noisy["label_noise"]) == (clean["val"], clean["test"], 0.5)
+
+
+def test_the_report_shows_every_test_set_that_is_named_now(project, monkeypatch):  # noqa: F811
+    judged(project, "greys", monkeypatch, source="images")
+    judged(project, "again", monkeypatch, source="images")
+
+    report.main()
+
+    page = (project / "artifacts/report/report.html").read_text()
+    assert "Beyond the training classes" in page
+    assert ">again</th>" in page
+    assert "greys" not in page
+
+
+def test_without_further_test_sets_the_report_says_nothing_of_them(done):  # noqa: F811
+    assert "Beyond the training classes" not in (done / "artifacts/report/report.html").read_text()

@@ -1,7 +1,5 @@
 """Report: the numbers of a run, its images and its card -> one HTML page that needs nothing else."""
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,21 +7,18 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from coop_core.data.images import read_image
 from coop_core.files import write_text
 from coop_core.report import pictures
+from coop_core.report.beyond import beyond, transfer_bars
 from coop_core.report.findings import ZERO_SHOT, best_baseline, percent, points, shortcomings, summary
+from coop_core.report.gallery import galleries
 from coop_core.report.style import shown_name
 
 _WIDTHS = {"wide": pictures.WIDE, "narrow": pictures.NARROW}
-_SIZED = ("few_shot", "training", "confusion", "classes")
+_SIZED = ("few_shot", "beyond", "training", "confusion", "classes")
 """Pictures that are drawn for a wide page and for a narrow one; the page shows the one that fits."""
 _WITHOUT_TRAINING = (ZERO_SHOT, "prompt ensemble")
 """Baselines that are the same for every number of shots."""
-_GALLERY_CLASSES = 4
-_GALLERY_IMAGES = 7
-_THUMBNAIL = 96
-"""Longer side in pixels."""
 _FREQUENT_CONFUSIONS = 8
 _LISTED_CLASSES = 40
 """Up to here every class has its own bar and row; beyond, the lowest and highest 20."""
@@ -43,6 +38,7 @@ def write_report(
     baseline_card: dict[str, Any],
     dataset_about: dict[str, Any],
     image_root: Path,
+    targets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write the page; equal inputs give equal bytes.
 
@@ -60,6 +56,8 @@ def write_report(
         What made the artefact and the baselines.
     dataset_about
         `Dataset.about` with name and counts.
+    targets
+        Evaluations of further test sets by name, as the judge stage writes them.
 
     Raises
     ------
@@ -77,8 +75,9 @@ def write_report(
         "shortcomings": shortcomings(evaluations, curve),
         "best": best_baseline(evaluations),
         "rows": _rows(evaluations),
-        "galleries": _galleries(confusion, names, predictions, image_root),
-        "figures": _figures(evaluations, curve),
+        "galleries": galleries(confusion, names, predictions, image_root),
+        "figures": _figures(evaluations, curve, targets or {}),
+        "beyond": beyond(evaluations, targets or {}),
         "epochs": len(curve),
         "confusions": _frequent_confusions(confusion, names),
         "listed_classes": _LISTED_CLASSES,
@@ -119,11 +118,13 @@ def _rows(evaluations: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _figures(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
+def _figures(
+    evaluations: dict[str, Any], curve: Sequence[dict[str, Any]], targets: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, str]]:
     """Each picture as SVG by the page it is for, wide or narrow; a small one suits both. Without data, it has none."""
     found, method = evaluations["classifiers"], evaluations["method"]
     reliability = {"reliability": method, "best_reliability": best_baseline(evaluations)}
-    sizes = {size: _sized_figures(evaluations, curve, width) for size, width in _WIDTHS.items()}
+    sizes = {size: _sized_figures(evaluations, curve, targets, width) for size, width in _WIDTHS.items()}
     return {
         **{name: {size: svgs[name] for size, svgs in sizes.items() if name in svgs} for name in _SIZED},
         **{
@@ -133,7 +134,12 @@ def _figures(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]]) -> di
     }
 
 
-def _sized_figures(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]], width: float) -> dict[str, str]:
+def _sized_figures(
+    evaluations: dict[str, Any],
+    curve: Sequence[dict[str, Any]],
+    targets: Mapping[str, Mapping[str, Any]],
+    width: float,
+) -> dict[str, str]:
     found, method, rows = evaluations["classifiers"], evaluations["method"], evaluations["few_shot_curve"]
     learned, best = found[method], best_baseline(evaluations)
     figures = {
@@ -149,6 +155,8 @@ def _sized_figures(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]],
             rows, found[ZERO_SHOT]["accuracy"], width=width,
             best_baseline=(best, found[best]["accuracy"]) if is_drawn else None,
         )  # fmt: skip
+    if targets:
+        figures["beyond"] = transfer_bars(evaluations, targets, width=width)
     if curve:
         figures["training"] = pictures.training_curve(curve, width=width)
     return {name: pictures.as_svg(figure) for name, figure in figures.items()}
@@ -174,41 +182,6 @@ def _frequent_confusions(confusion: np.ndarray, names: Sequence[str]) -> list[di
         }
         for true, predicted in pairs[:_FREQUENT_CONFUSIONS]
     ]
-
-
-def _galleries(
-    confusion: np.ndarray, names: Sequence[str], predictions: Sequence[dict[str, Any]], image_root: Path
-) -> dict[str, list[dict[str, Any]]]:
-    """The worst classes with mistakes, the best ones with hits; in both the most confident answers first."""
-    tested = confusion.sum(axis=1)
-    accuracy = confusion.diagonal() / np.maximum(tested, 1)
-    ordered = sorted(np.flatnonzero(tested).tolist(), key=lambda label: (accuracy[label], label))
-    each = min(_GALLERY_CLASSES, max(1, len(ordered) // 2))
-    worst = [label for label in ordered[:each] if accuracy[label] < 1]
-    best = [label for label in ordered[::-1][:each] if accuracy[label] > 0]
-    answers = sorted(predictions, key=lambda answer: (-answer["confidence"], answer["path"]))
-
-    def gallery(label: int, *, hits: bool) -> dict[str, Any]:
-        fitting = [a for a in answers if a["label"] == label and (a["predicted"] == label) == hits]
-        images = [
-            {**a, "source": _thumbnail(image_root / a["path"]), "predicted": names[a["predicted"]]}
-            for a in fitting[:_GALLERY_IMAGES]
-        ]
-        return {"name": names[label], "accuracy": accuracy[label], "count": int(tested[label]), "images": images}
-
-    return {
-        "worst": [gallery(label, hits=False) for label in worst],
-        "best": [gallery(label, hits=True) for label in best],
-    }
-
-
-def _thumbnail(path: Path) -> str:
-    """An image as a small JPEG in a data URI."""
-    image = read_image(path)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _nearest_words(words: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from coop_core.data.dataset import read_dataset
 from coop_core.data.images import read_image
 from coop_core.errors import ArtifactError
 from coop_core.files import read_json
+from coop_core.params import Params, load_params
 from coop_core.report import pictures
 from coop_core.report.findings import best_baseline
 from coop_core.report.page import write_report
@@ -34,6 +35,7 @@ def main() -> None:
         baseline_card=read_json(paths.BASELINES / "card.json"),
         dataset_about={**dataset.about, "name": dataset.name, "counts": dataset.counts()},
         image_root=paths.RAW,
+        targets=read_targets(load_params(paths.PARAMS)),
     )
     write_samples(paths.SAMPLES, predictions, evaluations["class_names"])
     learned = evaluations["classifiers"][evaluations["method"]]
@@ -48,6 +50,11 @@ def main() -> None:
         figure = pictures.few_shot_curve(evaluations["few_shot_curve"], found["zero-shot"]["accuracy"],
                                          best_baseline=(best, found[best]["accuracy"]))  # fmt: skip
         pictures.save_png(figure, paths.REPORT / "few_shot_curve.png")
+
+
+def read_targets(params: Params) -> dict[str, dict[str, Any]]:
+    """The evaluations of the test sets that params.yaml names now; what lies beside them is of earlier ones."""
+    return {name: read_json(paths.JUDGED / name / "evaluation.json") for name in params.tests}
 
 
 def write_samples(folder: Path, predictions: list[dict[str, Any]], names: list[str]) -> None:
