@@ -31,7 +31,7 @@ class CausalTextTower:
         self.width: int = module.positional_embedding.shape[1]
         self.vocabulary_size: int = module.token_embedding.num_embeddings
         self.packed: dict[torch.dtype, Any] = {}
-        """Its frozen weights as the engine multiplies them, made when first asked for (backbone.packed_tower)."""
+        """Its frozen weights as the engine multiplies them, made when first asked for (prompts.packed_tower)."""
 
     @property
     def device(self) -> torch.device:
