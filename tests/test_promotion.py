@@ -4,8 +4,10 @@ import csv
 import json
 import random
 import re
+import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,9 +16,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from toy_prompt import write_prompt
 from typer.testing import CliRunner
 
+from coop_core.artifact import write_card
+from coop_core.backbone import digest_tensors
 from coop_core.errors import GateError
+from coop_core.files import read_json, read_tensors, write_tensors
 from coop_core.judging.gate import Policy
 from pipelines.champion import promotion
 from pipelines.records import claims
@@ -44,14 +51,21 @@ def server(tmp_path_factory) -> Settings:
 @pytest.fixture
 def settings(server, request) -> Settings:
     """A registered model of its own for each test."""
-    return server.model_copy(update={"registered_model": request.node.name[:60].replace("[", "-").replace("]", "")})
+    return server.model_copy(update={"registered_model": f"{request.node.originalname[:60]}-{uuid.uuid4().hex[:8]}"})
+
+
+@pytest.fixture(scope="module")
+def prompt(backbone, tmp_path_factory) -> Path:
+    return write_prompt(tmp_path_factory.mktemp("prompt") / "prompt", backbone, ("cat", "dog"))
 
 
 @pytest.fixture
-def register(settings, tmp_path):
+def register(settings, prompt, tmp_path):
     """A version whose run recorded answers, so many of them wrong; it becomes the candidate."""
 
-    def make(wrong: int, *, test_digest: str = "digest", class_names: Sequence[str] = ("cat", "dog")) -> str:
+    def make(
+        wrong: int, *, test_digest: str = "digest", class_names: Sequence[str] = ("cat", "dog"), prompt: Path = prompt
+    ) -> str:
         folder = tmp_path / "evaluation"
         folder.mkdir(exist_ok=True)
         evaluation = {"test_digest": test_digest, "class_names": list(class_names),
@@ -68,9 +82,10 @@ def register(settings, tmp_path):
             number = experiment.experiment_id if experiment else client.create_experiment("toys", location)
             run = client.create_run(number)
             client.log_artifacts(run.info.run_id, str(folder), "evaluation")
+            client.log_artifacts(run.info.run_id, str(prompt), "model/artifacts/prompt")
             if not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name)
-            version = client.create_model_version(name, run.info.artifact_uri, run.info.run_id)
+            version = client.create_model_version(name, f"{run.info.artifact_uri}/model", run.info.run_id)
             client.set_registered_model_alias(name, CANDIDATE, version.version)
         return str(version.version)
 
@@ -394,6 +409,61 @@ def test_a_champion_may_learn_classes_and_forgets_none(settings, register):
         with pytest.raises(GateError, match="candidate 3 answers with other classes than champion 2: wolf missing"):
             promotion.promote(settings, POLICY, compare=compare)
 
+    assert champion(settings) == "2"
+
+
+def damaged(prompt: Path, damage: str) -> None:
+    """Damage that the digests do not tell of: the artefact was written so."""
+    card = read_json(prompt / "card.json")
+    file, key = ("context", "context_vectors") if damage.startswith("context") else ("class_weights", damage)
+    tensors, _ = read_tensors(prompt / f"{file}.safetensors")
+    if damage == "method":
+        card["method"]["name"] = "of next year"
+    elif damage == "parameters":
+        card["method"]["n_context"] = -1
+    elif damage == "learned":
+        card["learned"] = {"context_vectors": [3, 99], "meta_net": [1]}
+    elif damage == "no classifier":
+        (prompt / "class_weights.safetensors").unlink()
+        del card["digests"]["class_weights"]
+        card["method"]["name"] = "of next year"
+    else:
+        tensors[key] = torch.full_like(tensors[key], float("nan"))
+        write_tensors(prompt / f"{file}.safetensors", tensors)
+        card["digests"][file] = digest_tensors(tensors)
+    write_card(prompt, card)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [("method", "its method 'of next year' is not in this version"), ("parameters", "its parameters of coop are not"),
+     ("learned", r"context.safetensors holds .* but its card says .*meta_net"),
+     ("no classifier", "its method 'of next year' is not in this version"),
+     ("context", "context_vectors in context.safetensors holds values that are no numbers"),
+     ("classifier.weights", "class_weights.safetensors holds values that are no numbers"),
+     ("classifier.scale", "class_weights.safetensors holds values that are no numbers")],
+)  # fmt: skip
+def test_a_version_that_cannot_answer_does_not_become_champion(settings, register, prompt, tmp_path, damage, said):
+    broken = tmp_path / "prompt"
+    shutil.copytree(prompt, broken)
+    damaged(broken, damage)
+    register(5, prompt=broken)
+
+    with pytest.raises(GateError, match=f"version 1 cannot answer, so it cannot be champion: {said}"):
+        promotion.promote(settings, POLICY)
+    assert champion(settings) is None
+
+
+def test_a_rollback_leads_to_no_version_whose_files_are_gone(settings, register, tmp_path):
+    for wrong in (9, 6):
+        register(wrong)
+        promotion.promote(settings, POLICY)
+    with connected(settings) as mlflow:
+        uri = mlflow.MlflowClient().get_model_version_download_uri(settings.registered_model, "1")
+    shutil.rmtree(uri.removeprefix("file://"))
+
+    with pytest.raises(GateError, match=r"version 1 cannot answer, .*: model .* holds no prompt artefact"):
+        promotion.rollback(settings)
     assert champion(settings) == "2"
 
 

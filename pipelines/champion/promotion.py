@@ -35,7 +35,7 @@ def promote(
     Raises
     ------
     GateError
-        When there is nothing to judge, or another promotion is under way.
+        When there is nothing to judge, it cannot answer, or another promotion is under way.
     """
     by = by or getpass.getuser()
     with claim_promotion(settings, by=by) as claim:
@@ -63,6 +63,7 @@ def _judge(
     champion = find_version(CHAMPION, settings)
     if champion and champion.number == candidate.number:
         raise GateError(f"version {candidate.number} is the champion already: nothing to promote")
+    _require_answers(candidate, settings)
     ours, theirs = fetch_answers(candidate, settings), fetch_answers(champion, settings) if champion else None
     if theirs is not None:
         require_classes(ours, theirs, may_add=not compare)
@@ -77,7 +78,7 @@ def rollback(settings: Settings) -> tuple[str, str]:
     Raises
     ------
     GateError
-        When there is no champion, or none before it.
+        When there is no champion, none before it, or that one cannot answer.
     """
     by = getpass.getuser()
     with claim_promotion(settings, by=by, at_once=True) as claim:
@@ -89,6 +90,7 @@ def rollback(settings: Settings) -> tuple[str, str]:
         if before is None:
             raise GateError(f"version {champion.number} is the first champion: promote another with `coop promote`")
         version = _find(before, settings)
+        _require_answers(version, settings)
         _move(version, champion, "rollback", settings, claim, by, None)
     return champion.number, before
 
@@ -146,6 +148,12 @@ def _find(reference: str, settings: Settings) -> RegisteredVersion:
         raise GateError(f"{model_name(settings)} has no {what} in the registry at {settings.tracking_uri}: "
                         "`dvc repro` registers a candidate, `coop promote` makes it champion")  # fmt: skip
     return found
+
+
+def _require_answers(version: RegisteredVersion, settings: Settings) -> None:
+    from pipelines.champion.proof import require_answers  # and torch, which the history needs not
+
+    require_answers(version, settings)
 
 
 def _move(
