@@ -210,4 +210,4 @@ def test_a_sweep_whose_server_is_gone_says_so_in_one_sentence(playground, tmp_pa
     ended = subprocess.run(command, cwd=playground.folder, env=playground.environment, capture_output=True, text=True)
     assert ended.returncode == 2
     assert len(ended.stderr.strip().splitlines()) == 1
-    assert "correct COOP_PREFECT_API_URL or `make up`" in ended.stderr
+    assert "correct COOP_PREFECT_API_URL or start that server" in ended.stderr

@@ -29,7 +29,7 @@ from prefect.states import Cancelling
 
 from coop_core.errors import ServiceError
 from pipelines.records.trials import trial_states
-from pipelines.settings import Settings, refusal
+from pipelines.settings import Settings, is_own, load_settings, refusal
 from pipelines.sweeps.trainer import Order
 
 log = logging.getLogger(__name__)
@@ -59,18 +59,30 @@ def connection() -> Iterator[SyncPrefectClient]:
     ServiceError
         When the server does not answer or refuses.
     """
-    where = get_current_settings().api.url
+    where = get_current_settings().api.url or ""
     try:
         with get_client(sync_client=True) as client:
             yield client
     except ObjectNotFound as error:
-        raise ServiceError(f"Prefect at {where} has no such deployment or run ({error}): `make up` deploys") from error
+        what = " ".join(str(error).split())[:200]
+        raise ServiceError(f"Prefect at {where} has no such deployment or run ({what}): {_deploying(where)}") from error
     except (httpx.HTTPError, PrefectHTTPStatusError) as error:
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
         if refused := refusal(status, "COOP_PREFECT_API_AUTH to NAME:PASSWORD"):
             raise ServiceError(f"Prefect at {where} {refused}") from error
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ServiceError(f"Prefect at {where} says: {reason}; correct COOP_PREFECT_API_URL or `make up`") from error
+        start = "`make up`" if is_own(where, load_settings().prefect_port) else "start that server"
+        raise ServiceError(f"Prefect at {where} says: {reason}; correct COOP_PREFECT_API_URL or {start}") from error
+
+
+def _deploying(where: str) -> str:
+    """How the flows come to a server: `make up` deploys to its own and to no other."""
+    settings = load_settings()
+    if is_own(where, settings.prefect_port):
+        return "`make up` deploys"
+    variables = f'PREFECT_API_URL={where} COOP_PROJECT=$PWD COOP_RETRAIN_CRON="{settings.retrain_cron}"'
+    return (f"deploy to it once, in the project's folder, with `python -m pipelines.flows.bootstrap {where}` and "
+            f"`{variables} prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml` (see infra/README.md)")
 
 
 class DeployedTrainers:
