@@ -33,7 +33,7 @@ def test_the_p_value_is_the_exact_binomial_one(wins, losses):
 def test_the_first_candidate_has_only_zero_shot_to_beat():
     decision = decide(answers("1", range(20)), None, POLICY)
 
-    assert (decision.promote, decision.champion, len(decision.checks)) == (True, None, 1)
+    assert (decision.promote, decision.champion, len(decision.checks)) == (True, None, 2)
 
 
 def test_a_candidate_no_better_than_zero_shot_is_left():
@@ -57,7 +57,7 @@ def test_a_class_that_falls_too_far_is_enough_to_leave_a_candidate():
 
     decision = decide(answers("2", cats), answers("1", dogs), POLICY)
 
-    assert [check.passed for check in decision.checks] == [True, True, False]
+    assert [check.passed for check in decision.checks] == [True, True, True, False]
     assert "cat falls by 24.0 points (at most 20.0 allowed)" in decision.checks[-1].sentence
 
 
@@ -67,7 +67,7 @@ def test_a_class_that_shares_its_name_with_another_is_judged_alone():
 
     decision = decide(answers("2", cats, **names), answers("1", dogs, **names), POLICY)
 
-    assert [check.passed for check in decision.checks] == [True, True, False]
+    assert [check.passed for check in decision.checks] == [True, True, True, False]
     assert "cat (label 0) falls by 24.0 points" in decision.checks[-1].sentence
 
 
@@ -75,6 +75,55 @@ def test_classes_with_few_images_are_not_judged_alone():
     cats, dogs = tuple(range(0, 24, 2)), tuple(range(1, 25, 2))
 
     assert decide(answers("2", cats), answers("1", dogs), replace(POLICY, min_images_a_class=51)).promote
+
+
+def with_baselines(candidate: Answers, **wrong: int) -> Answers:
+    """Beside it baselines, each right but for so many of the first images."""
+    named = {name.replace("_", " ").replace("zero ", "zero-"): answers("b", range(n)).predicted
+             for name, n in wrong.items()}  # fmt: skip
+    return replace(candidate, baselines=named)
+
+
+def test_a_candidate_worse_than_its_best_baseline_beyond_chance_is_left():
+    candidate = with_baselines(answers("1", range(20)), zero_shot=50, prompt_ensemble=40, linear_probe=10)
+
+    decision = decide(candidate, None, POLICY)
+
+    assert [check.passed for check in decision.checks] == [True, False]
+    assert decision.checks[1].sentence == (
+        "80.0 % against 90.0 % of the linear probe: 0 images won, 10 lost, p = 0.000977 (at least 0.05 asked for); "
+        "it is 10.0 points behind the linear probe, which `method.name: linear_probe` would serve"
+    )
+
+
+def test_the_best_baseline_may_be_the_prompt_ensemble_and_is_never_zero_shot():
+    ensemble = with_baselines(answers("1", range(20)), zero_shot=0, prompt_ensemble=10, linear_probe=30)
+    alone = with_baselines(answers("1", range(20)), zero_shot=0)
+
+    assert "10.0 points behind the prompt ensemble" in decide(ensemble, None, POLICY).checks[1].sentence
+    assert "serve" not in decide(ensemble, None, POLICY).checks[1].sentence
+    assert decide(alone, None, POLICY).promote
+
+
+def test_where_params_only_want_to_be_told_a_better_baseline_does_not_hold_a_candidate_up():
+    candidate = with_baselines(answers("1", range(20)), linear_probe=10)
+
+    decision = decide(candidate, None, replace(POLICY, against_baselines="tell"))
+
+    assert decision.promote
+    assert "10.0 points behind the linear probe" in decision.checks[1].sentence
+    assert decision.checks[1].sentence.endswith("gate.against_baselines lets it pass")
+
+
+@pytest.mark.parametrize("wrong", [20, 18, 25])
+def test_a_baseline_that_is_better_by_chance_alone_or_not_at_all_holds_nobody_up(wrong):
+    assert decide(with_baselines(answers("1", range(20)), linear_probe=wrong), None, POLICY).promote
+
+
+def test_a_version_without_recorded_baselines_is_not_judged_against_them():
+    assert decide(answers("1", range(20)), None, POLICY).checks[1].sentence == (
+        "what the baselines answered was not recorded with this version"
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,6 +161,7 @@ def test_a_decision_holds_every_number():
     assert found["promote"], found
     assert [(c["name"], c["value"], c["limit"]) for c in found["checks"]] == [
         ("gain over zero-shot", pytest.approx(0.45), 0.0),
+        ("not worse than the best baseline", 1.0, 0.05),
         ("not worse than the champion", 1.0, 0.05),
         ("no class falls too far", pytest.approx(-0.04), 0.2),
     ]

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,8 +65,9 @@ def register(settings, prompt, tmp_path):
     """A version whose run recorded answers, so many of them wrong; it becomes the candidate."""
 
     def make(
-        wrong: int, *, test_digest: str = "digest", class_names: Sequence[str] = ("cat", "dog"), prompt: Path = prompt
-    ) -> str:
+        wrong: int, *, probe: int | None = None, test_digest: str = "digest",
+        class_names: Sequence[str] = ("cat", "dog"), prompt: Path = prompt,
+    ) -> str:  # fmt: skip
         folder = tmp_path / "evaluation"
         folder.mkdir(exist_ok=True)
         evaluation = {"test_digest": test_digest, "class_names": list(class_names),
@@ -73,8 +75,11 @@ def register(settings, prompt, tmp_path):
         (folder / "evaluation.json").write_text(json.dumps(evaluation))
         with (folder / "predictions.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", "label", "predicted", "confidence"])
-            writer.writerows([f"{n}.png", y, 1 - y if n < wrong else y, 0.9] for n, y in enumerate(LABELS))
+            baselines = [] if probe is None else ["zero-shot", "linear probe"]
+            writer.writerow(["path", "label", "predicted", "confidence", *baselines])
+            for n, y in enumerate(LABELS):
+                known = [] if probe is None else [1 - y, 1 - y if n < probe else y]
+                writer.writerow([f"{n}.png", y, 1 - y if n < wrong else y, 0.9, *known])
         with connected(settings) as mlflow:
             client, name = mlflow.MlflowClient(), settings.registered_model
             experiment = client.get_experiment_by_name("toys")
@@ -113,6 +118,13 @@ def test_a_worse_candidate_leaves_the_champion(settings, register):
     decision = promotion.promote(settings, POLICY)
 
     assert (decision.promote, champion(settings), len(promotion.history(settings))) == (False, "1", 1)
+
+
+def test_a_candidate_whose_linear_probe_is_better_is_left(settings, register):
+    register(20, probe=5)
+
+    assert not promotion.promote(settings, POLICY).promote
+    assert promotion.promote(settings, replace(POLICY, against_baselines="tell")).promote
 
 
 def test_a_version_can_be_named(settings, register):

@@ -1,13 +1,14 @@
 """Gate: a candidate's and the champion's answers to the same test images -> promote or leave, with every reason.
 
-The candidate must beat zero-shot, must not be worse than the champion beyond chance on the same images (McNemar's
-exact test on the images the two answer differently, McNemar 1947), and no class may fall by more than allowed.
+The candidate must beat zero-shot; it must not be worse beyond chance than its best baseline, which is cheaper to
+train, nor than the champion, on the same images (McNemar's exact test on the images the two answer differently, McNemar
+1947); and no class may fall by more than allowed.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from coop_core.data.dataset import distinct
 from coop_core.errors import GateError
@@ -26,6 +27,8 @@ class Policy:
     """By how much of its test images a class may fall against the champion."""
     min_images_a_class: int
     """Classes with fewer test images are not judged one by one: one image more or less says nothing."""
+    against_baselines: Literal["refuse", "tell"] = "refuse"
+    """What becomes of a candidate that is worse than its best baseline."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,16 @@ class Answers:
     labels: tuple[int, ...]
     predicted: tuple[int, ...]
     zero_shot_accuracy: float
+    baselines: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """What each baseline answered to them; empty where that was not recorded."""
 
     @property
     def accuracy(self) -> float:
         return sum(self.hits) / len(self.labels)
+
+    def of_baseline(self, name: str) -> "Answers":
+        """The same images, answered by a baseline."""
+        return replace(self, predicted=self.baselines[name])
 
     @property
     def hits(self) -> list[bool]:
@@ -69,14 +78,14 @@ class Decision:
 
 
 def decide(candidate: Answers, champion: Answers | None, policy: Policy) -> Decision:
-    """Judge a candidate; without a champion it has only zero-shot to beat.
+    """Judge a candidate; without a champion it has only its baselines to beat.
 
     Raises
     ------
     GateError
         When the two answer with different classes or were judged on different images: there is nothing to compare.
     """
-    checks = [_gain(candidate, policy)]
+    checks = [_gain(candidate, policy), _baselines(candidate, policy)]
     if champion is not None:
         require_classes(candidate, champion)
         ours, theirs = (candidate.test_digest, candidate.class_names), (champion.test_digest, champion.class_names)
@@ -129,14 +138,38 @@ def _gain(candidate: Answers, policy: Policy) -> Check:
 
 
 def _not_worse(candidate: Answers, champion: Answers, policy: Policy) -> Check:
-    pairs = list(zip(candidate.hits, champion.hits, strict=True))
-    wins, losses = (sum(a > b for a, b in pairs), sum(a < b for a, b in pairs))
-    p = mcnemar_worse(wins, losses)
+    wins, losses, p = _compared(candidate, champion)
     return Check(
         "not worse than the champion", p >= policy.significance, p, policy.significance,
         f"{_percent(candidate.accuracy)} against the champion's {_percent(champion.accuracy)}: {wins} images won, "
         f"{losses} lost, p = {p:.3g} (at least {policy.significance:g} asked for)",
     )  # fmt: skip
+
+
+def _baselines(candidate: Answers, policy: Policy) -> Check:
+    """Against the best of those that could be served in its place; zero-shot has a check of its own."""
+    name, limit = "not worse than the best baseline", policy.significance
+    others = {one: candidate.of_baseline(one) for one in candidate.baselines if one != "zero-shot"}
+    best = max(others, key=lambda one: others[one].accuracy, default=None)
+    if best is None:
+        return Check(name, True, 1.0, limit, "what the baselines answered was not recorded with this version")
+    wins, losses, p = _compared(candidate, others[best])
+    worse = p < limit
+    theirs = others[best].accuracy
+    said = (f"{_percent(candidate.accuracy)} against {_percent(theirs)} of the {best}: {wins} images won, "
+            f"{losses} lost, p = {p:.3g} (at least {limit:g} asked for)")  # fmt: skip
+    if worse:
+        said += f"; it is {100 * (theirs - candidate.accuracy):.1f} points behind the {best}"
+        said += ", which `method.name: linear_probe` would serve" if best == "linear probe" else ""
+        said += "; gate.against_baselines lets it pass" if policy.against_baselines == "tell" else ""
+    return Check(name, not worse or policy.against_baselines == "tell", p, limit, said)
+
+
+def _compared(ours: Answers, theirs: Answers) -> tuple[int, int, float]:
+    """Images won and lost against others' answers to them, and the p-value that so many are lost by chance."""
+    pairs = list(zip(ours.hits, theirs.hits, strict=True))
+    wins, losses = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    return wins, losses, mcnemar_worse(wins, losses)
 
 
 def _classes(candidate: Answers, champion: Answers, policy: Policy) -> Check:

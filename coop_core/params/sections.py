@@ -182,6 +182,8 @@ class GateParams(Section):
     """By how much of its test images a class may fall against the champion."""
     min_images_a_class: int = Field(default=20, ge=1, le=10**9)
     """Classes with fewer test images are not judged one by one."""
+    against_baselines: Literal["refuse", "tell"] = "refuse"
+    """What becomes of it when it is worse than its best baseline, such as the linear probe, beyond chance."""
 
     approval_minutes: int = Field(default=0, ge=0, le=10_080)
     """How long Prefect's flows wait for a person's yes before the champion changes; 0 asks nobody."""

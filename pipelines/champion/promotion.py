@@ -24,6 +24,9 @@ from pipelines.records.registry import (
 )
 from pipelines.settings import Settings
 
+_OWN_COLUMNS = ("path", "label", "predicted", "confidence")
+"""Of predictions.csv; each of the others holds what a baseline answered."""
+
 
 def promote(
     settings: Settings, policy: Policy, *, version: str | None = None, compare: bool = True, by: str | None = None
@@ -138,6 +141,7 @@ def fetch_answers(version: RegisteredVersion, settings: Settings) -> Answers:
         labels=tuple(int(row["label"]) for row in rows),
         predicted=tuple(int(row["predicted"]) for row in rows),
         zero_shot_accuracy=evaluation["classifiers"]["zero-shot"]["accuracy"],
+        baselines={name: tuple(int(row[name]) for row in rows) for name in rows[0] if name not in _OWN_COLUMNS},
     )
 
 
