@@ -53,7 +53,7 @@ INSIDE = {
     "pipelines.sources": ["storage", "datasets"],
     "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs"],
     "pipelines.services": ["supervision", "local"],
-    "pipelines.sweeps": ["trainer", "trainers", "sweeping", "view"],
+    "pipelines.sweeps": ["trainer outcome", "trainers", "sweeping", "view"],
     "pipelines.champion": ["proof", "promotion", "retraining"],
     "pipelines.flows": ["lifeline client bootstrap", "trials sweep reconcile promote", "retrain"],
     "pipelines.stages": ["download split features baselines train evaluate report", "judge track", "__main__"],

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from pipelines.records.server import HEARTBEAT, OWNER, connected, pages
 from pipelines.records.trials import TrialRun, finished_trials, open_sweep, reconcile, start_trial, trial_states
 from pipelines.settings import Settings
 from pipelines.sources.datasets import cached_dataset, expected_dataset
-from pipelines.sweeps.sweeping import Standing, groups, sweep
+from pipelines.sweeps.outcome import RECORD, Standing, read_outcome
+from pipelines.sweeps.sweeping import groups, sweep
 from pipelines.sweeps.trainer import Here, Order, serve
 from pipelines.sweeps.view import as_markdown, print_outcome
 
@@ -258,6 +260,37 @@ def test_both_tables_show_every_choice_and_mark_the_winner(settings, capsys):
     assert "/#/compare-runs?runs=" in shown
     assert "| **2** | **0.2** | **2** | **41.5 ± 0.7** | **50.0 ± 0.0** | **30.0** |" in page
     assert page.count("\n| ") == 5
+
+
+@pytest.mark.parametrize("search", ["grid", "tpe"])
+def test_what_came_of_a_sweep_is_read_as_the_sweep_itself_tells_it(settings, tmp_path, capsys, search):
+    """By whoever did not run it: without its images, and without touching its run."""
+    space = {"train.learning_rate": {"low": 0.01, "high": 0.3}, "split.shots": [1, 2]}
+    asked = params(max_failed=0.25) if search == "grid" else params(search="tpe", draws=5, space=space, max_failed=0.5)
+    bad = lambda order: order.params["split"]["shots"] == 1 and order.params["seed"] == 2  # noqa: E731
+    sweep(params(seeds=[1]), settings, Recorder(settings))  # some are on record before
+    did = sweep(asked, settings, Recorder(settings, bad=bad), tags={"prefect.flow_run_id": "flow-7"})
+    print_outcome(did, settings)
+    told, files = capsys.readouterr().out, {path: path.read_bytes() for path in did.files}
+    for path in (*did.files, did.folder / RECORD):
+        path.unlink()
+    shutil.rmtree(tmp_path / "toys")
+    before = [run.to_dictionary() for run in runs(settings)]
+
+    read = read_outcome(asked, settings, flow_run="flow-7")
+
+    print_outcome(read, settings)
+    assert capsys.readouterr().out == told
+    assert "failed      the loss became nan" in told
+    assert as_markdown(read) == as_markdown(did)
+    assert {path: path.read_bytes() for path in read.files} == files
+    assert [run.to_dictionary() for run in runs(settings)] == before
+
+
+def test_a_sweep_that_is_not_on_record_is_a_sentence(settings):
+    sweep(params(), settings, Recorder(settings), tags={"prefect.flow_run_id": "flow-7"})
+    with pytest.raises(ServiceError, match=r"no record of the sweep .* run flow-8 did: .*COOP_TRACKING_URI"):
+        read_outcome(params(), settings, flow_run="flow-8")
 
 
 def order(key: str, *, shots: int = 1, architecture: str = "mini", classes: str = "all") -> Order:

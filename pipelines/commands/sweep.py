@@ -1,8 +1,6 @@
 """`coop sweep`: on this machine, or through Prefect's server and its workers with the progress in this terminal."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
 
 from coop_core.errors import ServiceError
 from coop_core.params import Params, load_params
@@ -10,8 +8,8 @@ from coop_core.sweeps.sweep import require_sweep
 from pipelines import console, paths
 from pipelines.environment import use_prefect
 from pipelines.settings import Settings, prefect_login
-from pipelines.sweeps.sweeping import Standing, check, sweep
-from pipelines.sweeps.trainer import Order
+from pipelines.sweeps.outcome import Standing, read_outcome
+from pipelines.sweeps.sweeping import check, sweep
 from pipelines.sweeps.trainers import LocalTrainers, local_slots
 from pipelines.sweeps.view import details, print_outcome
 
@@ -66,13 +64,4 @@ def _through_prefect(params: Params, settings: Settings, *, detach: bool) -> Non
         message = " ".join((run.state.message or "").split())[:500] if run.state else ""
         raise ServiceError(f"the sweep ended as {run.state_name}: {message} ({client.page(run.id)}); "
                            "`coop sweep` again does what is missing")  # fmt: skip
-    outcome = sweep(params, settings, _nothing_more)
-    outcome.standing.found = 0  # on record since just now
-    print_outcome(outcome, settings)
-
-
-def _nothing_more(groups: Sequence[Sequence[Order]], on_event: Callable[[dict[str, Any]], object]) -> None:
-    """All is done: what is not on record has failed."""
-    for group in groups:
-        for order in group:
-            on_event({"event": "failed", "key": order.key, "reason": "failed: see its run in MLflow"})
+    print_outcome(read_outcome(params, settings, flow_run=str(run.id)), settings)

@@ -19,7 +19,7 @@ from pipelines.flows.client import PROGRESS, DeployedTrainers, cancel_orphans
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.records.trials import sweep_links
 from pipelines.settings import load_settings
-from pipelines.sweeps.sweeping import Standing
+from pipelines.sweeps.outcome import Standing
 from pipelines.sweeps.sweeping import sweep as run_sweep
 from pipelines.sweeps.view import as_markdown, details
 

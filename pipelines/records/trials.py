@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coop_core.errors import ServiceError
 from coop_core.files import digest_json
 from coop_core.training import Epoch
 from pipelines.links import page, run_route
@@ -93,6 +94,27 @@ def finish_sweep(
         for path in files:
             client.log_artifact(run_id, str(path))
         client.set_terminated(run_id)
+
+
+def read_sweep(settings: Settings, *, flow_run: str, file: str) -> tuple[str, dict[str, Any]]:
+    """The finished sweep that a run of Prefect's did -> the id of its run, and what a JSON file of it holds.
+
+    Raises
+    ------
+    ServiceError
+        When there is no such sweep, or it has no such file.
+    """
+    with connected(settings) as mlflow:
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name(experiment_name(settings))
+        wanted = f"tags.`prefect.flow_run_id` = '{flow_run}' and attributes.status = 'FINISHED'"
+        found = client.search_runs([experiment.experiment_id], wanted, max_results=1) if experiment else []
+        run_id = str(found[0].info.run_id) if found else ""
+        if not found or file not in {artifact.path for artifact in client.list_artifacts(run_id)}:
+            raise ServiceError(f"MLflow at {settings.tracking_uri} has no record of the sweep that Prefect's run "
+                               f"{flow_run} did: give COOP_TRACKING_URI the workers' value, and the workers this "
+                               "code")  # fmt: skip
+        return run_id, mlflow.artifacts.load_dict(f"runs:/{run_id}/{file}")
 
 
 def finished_trials(settings: Settings, *, code: str) -> dict[str, FinishedTrial]:

@@ -1,39 +1,19 @@
-"""Sweeping: params.yaml -> trials that are not on record yet -> trainers -> a table, a picture and the winner.
+"""Sweeping: params.yaml -> trials that are not on record yet -> trainers -> what came of all of them, on record.
 
 A killed sweep started again finds its finished trials in MLflow and does the rest. Where trials run is the
 caller's choice: `execute` takes groups of orders and reports events (see `pipelines.sweeps.trainers`).
 """
 
-import csv
-import io
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from coop_core.errors import ServiceError
-from coop_core.files import digest_path, write_text
-from coop_core.params import Params, flat, load_params, patch
-from coop_core.report import pictures
-from coop_core.sweeps.sweep import (
-    Result,
-    Row,
-    Trial,
-    choice_key,
-    columns,
-    next_choices,
-    require_sweep,
-    rows,
-    scores,
-    short,
-    target_task,
-    tasks,
-    trials,
-    winner,
-    winning_values,
-)
+from coop_core.files import digest_path
+from coop_core.params import Params, flat
+from coop_core.sweeps.sweep import Trial, choice_key, next_choices, require_sweep, scores, trials
 from pipelines import paths
 from pipelines.locks import alone
 from pipelines.records.server import heartbeat
@@ -48,6 +28,7 @@ from pipelines.records.trials import (
 from pipelines.revision import code_revision, core_digest
 from pipelines.settings import Settings
 from pipelines.sources.datasets import cached_dataset
+from pipelines.sweeps.outcome import Outcome, Standing, conclude, result_of, write_record
 from pipelines.sweeps.trainer import Order
 from pipelines.sweeps.trainers import Event
 
@@ -56,38 +37,6 @@ log = logging.getLogger(__name__)
 Execute = Callable[[Sequence[Sequence[Order]], Callable[[Event], object]], None]
 _TOGETHER = 8
 """Trials that are trained side by side."""
-
-
-@dataclass
-class Standing:
-    """How far a sweep is."""
-
-    planned: int = 0
-    results: dict[str, Result] = field(default_factory=dict)
-    """By trial key."""
-    failures: dict[str, str] = field(default_factory=dict)
-    """Reasons by trial key."""
-    found: int = 0
-    """Results that were on record before."""
-    running: dict[str, float] = field(default_factory=dict)
-    """Share that is done, by trial key."""
-
-    @property
-    def done(self) -> int:
-        return len(self.results) + len(self.failures)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    name: str
-    run_id: str
-    standing: Standing
-    rows: list[Row]
-    winner: Row
-    values: dict[str, Any]
-    """What to set in params.yaml to make the winner; empty when it is there already."""
-    folder: Path
-    files: list[Path]
 
 
 def check(params: Params) -> None:
@@ -138,13 +87,22 @@ def _sweep(
     try:
         with heartbeat(settings, [run_id]):
             standing = _run_trials(params, settings, execute, run_id=run_id, code=code, show=show)
-            return _conclude(params, settings, run_id, standing)
+            outcome = conclude(params, run_id=run_id, standing=standing)
+            _finish(outcome, settings)
+            return outcome
     except Exception as error:
         _close(settings, run_id, "FAILED", f"{type(error).__name__}: {error}")
         raise
     except BaseException:  # Ctrl-C, or one of Prefect's signals
         _close(settings, run_id, "KILLED", "stopped")
         raise
+
+
+def _finish(outcome: Outcome, settings: Settings) -> None:
+    """Log what came of the sweep and close its run."""
+    metrics = {name: outcome.winner.mean(name) for name in ("val_accuracy", "accuracy", "zero_shot_accuracy")}
+    files = [*outcome.files, write_record(outcome)]
+    finish_sweep(settings, outcome.run_id, metrics=metrics, params=outcome.values, files=files)
 
 
 def _close(settings: Settings, run_id: str, status: str, reason: str) -> None:
@@ -170,7 +128,7 @@ def _run_trials(
         standing.planned += len(by_key)
         for key, found in finished_trials(settings, code=code).items():
             if key in by_key and key not in standing.results:
-                standing.results[key] = _result(by_key[key], found.metrics, found.run_id)
+                standing.results[key] = result_of(by_key[key], found.metrics, found.run_id)
                 standing.found += 1
         show(standing)
         missing = {key: trial for key, trial in by_key.items() if key not in standing.results}
@@ -231,7 +189,7 @@ def _listener(
     def hear(event: Event) -> None:
         key = event["key"]
         if event["event"] == "finished":
-            standing.results[key] = _result(by_key[key], event["metrics"], event["run_id"])
+            standing.results[key] = result_of(by_key[key], event["metrics"], event["run_id"])
         elif event["event"] == "failed":
             standing.failures[key] = event["reason"]
             log.warning("%s: %s", by_key[key].name, event["reason"])
@@ -246,61 +204,3 @@ def _listener(
             )
 
     return hear
-
-
-def _result(trial: Trial, metrics: dict[str, float], run_id: str) -> Result:
-    return Result(
-        trial, val_accuracy=metrics["val_accuracy"], val_loss=metrics["val_loss"], accuracy=metrics["accuracy"],
-        zero_shot_accuracy=metrics["zero_shot_accuracy"], run_id=run_id,
-    )  # fmt: skip
-
-
-def _conclude(params: Params, settings: Settings, run_id: str, standing: Standing) -> Outcome:
-    """Choose by validation accuracy, write the files, and close the sweep's run."""
-    plan, results = require_sweep(params), list(standing.results.values())
-    best = winner(params, results)
-    if best is None:
-        raise ServiceError(f"no choice of sweep {plan.name} has all its seeds: `coop sweep` again does what is missing")
-    values, folder = winning_values(load_params(paths.PARAMS), best), paths.SWEEPS / plan.name
-    posed = tasks(plan)
-    table = sorted(rows(results), key=lambda row: (posed.index(row.task), -row.mean("val_accuracy")))
-    text = paths.PARAMS.read_text(encoding="utf-8")
-    write_text(folder / "winner.patch", patch(text, values))
-    write_text(folder / "results.csv", _csv(results))
-    files = [folder / "winner.patch", folder / "results.csv"]
-    if "split.shots" in plan.space:
-        figure = pictures.sweep_curve(_curve(params, results), zero_shot=best.mean("zero_shot_accuracy"))
-        pictures.save_png(figure, folder / "few_shot_curve.png")
-        files.append(folder / "few_shot_curve.png")
-    metrics = {name: best.mean(name) for name in ("val_accuracy", "accuracy", "zero_shot_accuracy")}
-    finish_sweep(settings, run_id, metrics=metrics, params=values, files=files)
-    return Outcome(plan.name, run_id, standing, table, best, values, folder, files)
-
-
-def _curve(params: Params, results: Sequence[Result]) -> dict[str, list[tuple[int, float, float]]]:
-    """(shots, mean, spread) on the test images for every choice, the best by validation first."""
-    target = {name: value for name, value in target_task(params).items() if name != "split.shots"}
-    found: dict[str, list[tuple[int, float, float]]] = {}
-    order = sorted(rows(results), key=lambda row: (row.task != target_task(params), -row.mean("val_accuracy")))
-    for row in order:
-        if {name: value for name, value in row.task.items() if name != "split.shots"} == target:
-            label = ", ".join(f"{short(name)} {value}" for name, value in columns(row.choice).items())
-            point = (row.task["split.shots"], row.mean("accuracy"), row.spread("accuracy"))
-            found.setdefault(label or params.method.name, []).append(point)
-    return {label: sorted(points) for label, points in found.items()}
-
-
-def _csv(results: Sequence[Result]) -> str:
-    """A line a trial."""
-    names = ("val_accuracy", "val_loss", "accuracy", "zero_shot_accuracy", "run_id")
-    lines = [
-        {**columns(result.trial.task), **columns(result.trial.choice), "seed": result.trial.params.seed,
-         **{name: getattr(result, name) for name in names}}
-        for result in results
-    ]  # fmt: skip
-    table = io.StringIO()
-    fields = list(dict.fromkeys(name for line in lines for name in line))
-    writer = csv.DictWriter(table, fieldnames=fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return table.getvalue()

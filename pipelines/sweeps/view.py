@@ -7,7 +7,7 @@ from coop_core.sweeps.sweep import Row, columns, short
 from pipelines import console
 from pipelines.records.trials import sweep_links
 from pipelines.settings import Settings
-from pipelines.sweeps.sweeping import Outcome, Standing
+from pipelines.sweeps.outcome import Outcome, Standing
 
 _NOTE = "Percent, mean and sample standard deviation over seeds. Chosen by validation alone."
 
