@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import re
 import shutil
@@ -188,6 +189,19 @@ def test_a_change_cut_short_before_the_alias_moved_is_told_apart(settings, regis
 
     assert [event["carried_out"] for event in promotion.history(settings)] == [True, False, True]
     assert promotion.rollback(settings) == ("3", "1")
+
+
+def test_a_user_without_a_name_is_told_by_number(settings, register, monkeypatch):
+    """As in a container that runs under any number: no entry in passwd, and no variable."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_123)
+    for wrong in (9, 6):
+        register(wrong)
+        promotion.promote(settings, POLICY)
+    promotion.rollback(settings)
+
+    assert {event["by"] for event in promotion.history(settings)} == {"uid 4000123"}
 
 
 def test_of_two_promotions_at_once_one_is_told(settings, register):

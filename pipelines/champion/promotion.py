@@ -2,6 +2,7 @@
 
 import csv
 import getpass
+import os
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,7 @@ def promote(
     GateError
         When there is nothing to judge, it cannot answer, or another promotion is under way.
     """
-    by = by or getpass.getuser()
+    by = by or _user()
     with claim_promotion(settings, by=by) as claim:
         candidate, champion, decision = _judge(settings, policy, version, compare)
         if decision.promote:
@@ -83,7 +84,7 @@ def rollback(settings: Settings) -> tuple[str, str]:
     GateError
         When there is no champion, none before it, or that one cannot answer.
     """
-    by = getpass.getuser()
+    by = _user()
     with claim_promotion(settings, by=by, at_once=True) as claim:
         champion, events = _find(CHAMPION, settings), history(settings)
         if events and champion.number not in {event["version"] for event in events}:
@@ -178,6 +179,14 @@ def _move(
         "decision": decision,
     }
     set_champion(version, event, settings, claim)
+
+
+def _user() -> str:
+    """Who runs this process; in a container that may be a number without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13 on
+        return f"uid {os.getuid()}"
 
 
 def _time() -> str:
