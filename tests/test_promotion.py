@@ -191,6 +191,73 @@ def test_a_change_cut_short_before_the_alias_moved_is_told_apart(settings, regis
     assert promotion.rollback(settings) == ("3", "1")
 
 
+def move_by_hand(settings: Settings, number: str) -> None:
+    with connected(settings) as mlflow:
+        mlflow.MlflowClient().set_registered_model_alias(settings.registered_model, "champion", number)
+
+
+def told(settings: Settings) -> list[tuple[bool, bool]]:
+    return [(event["carried_out"], event["changed_outside"]) for event in promotion.history(settings)]
+
+
+def test_a_champion_that_was_moved_by_hand_is_told_from_a_change_cut_short(settings, register):
+    for wrong in (9, 6):
+        register(wrong)
+        promotion.promote(settings, POLICY)
+    move_by_hand(settings, "1")
+
+    assert told(settings) == [(True, False), (True, True)]
+    assert promotion.was_champion(settings, "2")
+    promotion.promote(settings, POLICY, version="2")
+    assert told(settings) == [(True, False), (True, True), (True, False)]
+    assert promotion.rollback(settings) == ("2", "1")
+
+
+def test_events_of_older_versions_are_read_as_they_were(settings, register):
+    """They do not say whether they were carried out: the alias that followed tells."""
+    for wrong in (9, 6):
+        register(wrong)
+        promotion.promote(settings, POLICY)
+    with connected(settings) as mlflow:
+        client, name = mlflow.MlflowClient(), settings.registered_model
+        for event in list_events(settings):
+            old = {key: value for key, value in event.items() if key != "carried_out"}
+            client.set_registered_model_tag(name, f"promotion.{event['time']}", json.dumps(old))
+
+    assert told(settings) == [(True, False), (True, False)]
+    move_by_hand(settings, "1")
+    assert told(settings) == [(True, False), (False, False)]
+
+
+def test_a_promotion_that_ends_right_after_the_alias_moved_was_carried_out(settings, register, monkeypatch, caplog):
+    register(9)
+    with connected(settings) as mlflow:
+        write = mlflow.MlflowClient.set_registered_model_tag
+
+    def fail_in_the_end(client: Any, name: str, key: str, value: str) -> None:
+        if '"carried_out": true' in value:
+            raise mlflow.exceptions.MlflowException("the disk is full")
+        write(client, name, key, value)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_tag", fail_in_the_end)
+
+    assert promotion.promote(settings, POLICY).promote
+    assert told(settings) == [(True, False)]
+    assert "its record could not be completed: the disk is full" in caplog.text
+
+
+def test_a_version_that_a_rollback_brought_back_and_nobody_promoted_has_no_way_further_back(settings, register):
+    for wrong in (9, 8, 6):
+        register(wrong)
+    promotion.promote(settings, POLICY, version="1")
+    move_by_hand(settings, "2")
+    promotion.promote(settings, POLICY, version="3")
+
+    assert promotion.rollback(settings) == ("3", "2")
+    with pytest.raises(GateError, match="version 2 was made champion outside coop"):
+        promotion.rollback(settings)
+
+
 def test_a_user_without_a_name_is_told_by_number(settings, register, monkeypatch):
     """As in a container that runs under any number: no entry in passwd, and no variable."""
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
@@ -525,6 +592,9 @@ def test_the_commands_say_what_they_did(settings, register, monkeypatch, tmp_pat
     assert f"champion  {settings.registered_model} version 2" in shown
     assert "version 1, instead of 2" in run.invoke(app, ["rollback"]).output
     assert "rollback  2 -> 1" in run.invoke(app, ["history"]).output
+    move_by_hand(settings, "2")
+    assert run.invoke(app, ["history"]).output.endswith("(changed outside coop since)\n")
+    move_by_hand(settings, "1")
     register(40)
     refused = run.invoke(app, ["promote"])
     assert isinstance(refused.exception, GateError)

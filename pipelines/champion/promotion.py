@@ -87,7 +87,7 @@ def rollback(settings: Settings) -> tuple[str, str]:
     by = _user()
     with claim_promotion(settings, by=by, at_once=True) as claim:
         champion, events = _find(CHAMPION, settings), history(settings)
-        if events and champion.number not in {event["version"] for event in events}:
+        if events and champion.number not in {e["version"] for e in events if e["action"] == "promote"}:
             raise GateError(f"version {champion.number} was made champion outside coop, so what was before it is not "
                             "on record: name the one to go back to with `coop promote --version`")  # fmt: skip
         before = previous_champion(events, champion.number)
@@ -100,16 +100,21 @@ def rollback(settings: Settings) -> tuple[str, str]:
 
 
 def history(settings: Settings) -> list[dict[str, Any]]:
-    """Every change of the champion, oldest first; one that was cut short before the alias moved is marked.
+    """Every change of the champion, oldest first.
 
-    Each has time, action, version, previous, by, and carried_out.
+    Each has time, action, version, previous, by, carried_out (or cut short before the alias moved), and
+    changed_outside: whether somebody moved the alias by other means afterwards.
     """
     events = list_events(settings)
     champion = find_version(CHAMPION, settings)
     now = champion.number if champion else None
     following = [*(event["previous"] for event in events), now][1:]
-    return [{**event, "carried_out": event["version"] == after}
-            for event, after in zip(events, following, strict=True)]  # fmt: skip
+    found = []
+    for event, after in zip(events, following, strict=True):
+        still_there = event["version"] == after  # at the next change, or now
+        carried_out = still_there or event.get("carried_out", False)
+        found.append({**event, "carried_out": carried_out, "changed_outside": carried_out and not still_there})
+    return found
 
 
 def previous_champion(events: list[dict[str, Any]], champion: str) -> str | None:

@@ -195,9 +195,10 @@ def history(
         typer.echo(json.dumps(events, indent=2))
         return
     for event in events:
-        cut = "" if event["carried_out"] else "  (cut short: the champion did not change)"
+        note = "" if event["carried_out"] else "  (cut short: the champion did not change)"
+        note += "  (changed outside coop since)" if event["changed_outside"] else ""
         typer.echo(f"{event['time']}  {event['action']:8}  {event['previous'] or '-'} -> {event['version']}  "
-                   f"by {event['by']}{cut}")  # fmt: skip
+                   f"by {event['by']}{note}")  # fmt: skip
     if not events:
         typer.echo("no champion yet: `coop promote` makes one")
 

@@ -1,6 +1,7 @@
 """Registry: versions, their aliases and tags, and the champion's history."""
 
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from pipelines.records.claims import Claim
 from pipelines.records.names import model_name
 from pipelines.records.server import connected
 from pipelines.settings import Settings
+
+log = logging.getLogger(__name__)
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 GATE = "gate"
@@ -74,15 +77,24 @@ def fetch_evaluation(version: RegisteredVersion, settings: Settings, target: Pat
 
 
 def set_champion(version: RegisteredVersion, event: dict[str, Any], settings: Settings, claim: "Claim") -> None:
-    """Write the event down, then move the alias if the claim still holds: no champion changes without a record."""
+    """Write the event down, move the alias if the claim still holds, and write down that it was carried out.
+
+    So no champion changes without a record, and what was cut short is told from what somebody undid by hand.
+    """
     with connected(settings) as mlflow:
+        from mlflow.exceptions import MlflowException
+
         client, name = mlflow.MlflowClient(), model_name(settings)
         text = json.dumps(event, indent=1)
         client.log_text(version.run_id, text, f"promotion/{event['time']}.json")
-        short = {key: value for key, value in event.items() if key != "decision"}
-        client.set_registered_model_tag(name, f"{_EVENT}{event['time']}", json.dumps(short))
+        tag, short = f"{_EVENT}{event['time']}", {key: value for key, value in event.items() if key != "decision"}
+        client.set_registered_model_tag(name, tag, json.dumps(short | {"carried_out": False}))
         claim.confirm()
         client.set_registered_model_alias(name, CHAMPION, version.number)
+        try:
+            client.set_registered_model_tag(name, tag, json.dumps(short | {"carried_out": True}))
+        except MlflowException as error:  # the champion has changed, and its alias says so until the next change
+            log.warning("the champion changed, but its record could not be completed: %s", error)
 
 
 def mark_judged(number: str, word: str, settings: Settings) -> None:
@@ -101,7 +113,7 @@ def record_decision(version: RegisteredVersion, time: str, decision: dict[str, A
 
 
 def list_events(settings: Settings) -> list[dict[str, Any]]:
-    """Every time the champion was to change, oldest first."""
+    """Every time the champion was to change, oldest first; older versions did not record `carried_out`."""
     with connected(settings) as mlflow:
         models = mlflow.MlflowClient().search_registered_models(f"name = '{model_name(settings)}'")
     tags = models[0].tags if models else {}
