@@ -52,7 +52,7 @@ INSIDE = {
     "coop_core.sweeps": ["sweep", "trials"],
     "pipelines.sources": ["storage", "datasets"],
     "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs"],
-    "pipelines.services": ["supervision", "local"],
+    "pipelines.services": ["supervision workspace", "local"],
     "pipelines.sweeps": ["trainer outcome", "trainers", "sweeping", "view"],
     "pipelines.champion": ["proof", "promotion", "retraining"],
     "pipelines.flows": ["lifeline client bootstrap", "trials sweep reconcile promote", "retrain"],
@@ -75,7 +75,7 @@ OWNERS = {
     "prefect": "pipelines.flows",
     "optuna": "coop_core.sweeps.sweep",
     "supervisor": "pipelines.services.supervision",
-    "psutil": "pipelines.services.supervision",
+    "psutil": "pipelines.services",
 }
 
 

@@ -142,6 +142,13 @@ def test_retraining_stops_early_when_nothing_has_changed(playground):
     assert promotion.history(playground.settings) == versions
 
 
+def test_reconciling_mends_what_a_kill_left_of_dvc(playground):
+    rwlock = playground.folder / ".dvc/tmp/rwlock"
+    rwlock.write_text("")
+    assert prefect_run(playground, "reconcile/reconcile").state_name == "Completed"
+    assert not rwlock.exists()
+
+
 def test_of_two_retrainings_at_once_one_is_told(playground):
     from pipelines.flows import client
 

@@ -130,6 +130,19 @@ def test_what_changed_is_run_pushed_and_tied_together(settings, register):
     assert (found.tags["prefect.flow_run_id"], found.tags["dataset_digest"]) == ("flow-7", "images")
 
 
+def test_what_a_kill_left_of_dvc_is_mended_before_dvc_is_asked(settings, register):
+    changed()
+    register()
+    Path(".dvc/tmp").mkdir(parents=True)
+    Path(".dvc/tmp/rwlock").touch()
+    Path(".dvc/config.local").touch(0o644)
+
+    reproduce(settings)
+
+    assert not Path(".dvc/tmp/rwlock").exists()
+    assert Path(".dvc/config.local").stat().st_mode & 0o777 == 0o600
+
+
 def test_without_a_remote_nothing_is_pushed(settings, register):
     changed("train")
     register()

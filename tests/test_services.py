@@ -96,6 +96,17 @@ def test_another_database_is_refused_without_showing_its_password(settings):
         local.plan(copy(settings, tracking_uri="postgresql://me:secret@host/db"), [])
 
 
+def test_up_mends_what_a_kill_left_of_dvc(settings, tmp_path):
+    (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    (tmp_path / ".dvc/tmp/rwlock").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", settings.prefect_port))
+        taken.listen()
+        with pytest.raises(ServiceError, match="cannot be had"):
+            local.up(settings)
+    assert not (tmp_path / ".dvc/tmp/rwlock").exists()
+
+
 @pytest.mark.parametrize("folder", ["with space", "100%", "it's", "ünï"])
 def test_supervisord_reads_unusual_folders(settings, tmp_path, folder):
     from supervisor.options import ServerOptions

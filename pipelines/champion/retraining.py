@@ -20,6 +20,7 @@ from pipelines.champion.promotion import judge, was_champion
 from pipelines.processes import Group
 from pipelines.records.registry import CANDIDATE, CHAMPION, find_version
 from pipelines.records.runs import is_tied, tie_run
+from pipelines.services.workspace import mend_workspace
 from pipelines.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def reproduce(settings: Settings, *, flow_run: str | None = None) -> Reproduced 
     ServiceError
         When DVC fails, with its last line; what was finished is kept.
     """
+    mend_workspace()
     changed = changed_stages(settings)
     if changed:
         log.info("changed: %s", ", ".join(changed))

@@ -205,10 +205,12 @@ def history(
 
 @app.command()
 def reconcile() -> None:
-    """Close MLflow runs whose process is gone."""
+    """Close MLflow runs whose process is gone, and mend what a kill left of DVC's."""
     from pipelines.records.trials import reconcile as close_lost
+    from pipelines.services.workspace import mend_workspace
     from pipelines.settings import load_settings
 
+    mend_workspace()
     lost = close_lost(load_settings())
     typer.echo("\n".join(f"closed  run {run_id}" for run_id in lost) or "no run has lost its process")
 

@@ -64,8 +64,7 @@ def connection() -> Iterator[SyncPrefectClient]:
         with get_client(sync_client=True) as client:
             yield client
     except ObjectNotFound as error:
-        what = " ".join(str(error).split())[:200]
-        raise ServiceError(f"Prefect at {where} has no such deployment or run ({what}): {_deploying(where)}") from error
+        raise ServiceError(f"Prefect at {where} has no such deployment or run: {_deploying(where)}") from error
     except (httpx.HTTPError, PrefectHTTPStatusError) as error:
         status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
         if refused := refusal(status, "COOP_PREFECT_API_AUTH to NAME:PASSWORD"):

@@ -5,13 +5,15 @@ from prefect import flow, get_run_logger
 from pipelines.console import prepare
 from pipelines.flows.client import cancel_orphans
 from pipelines.records.trials import reconcile as reconcile_runs
+from pipelines.services.workspace import mend_workspace
 from pipelines.settings import load_settings
 
 
 @flow(name="reconcile", log_prints=False)
 def reconcile() -> dict[str, list[str]]:
-    """Close MLflow runs without a heartbeat, and cancel trials whose sweep has ended."""
+    """Close MLflow runs without a heartbeat, cancel trials whose sweep has ended, and mend what a kill left of DVC."""
     prepare()
+    mend_workspace()
     logger = get_run_logger()
     closed, cancelled = reconcile_runs(load_settings()), cancel_orphans()
     logger.info("closed %d MLflow runs, cancelled %d runs of ended sweeps", len(closed), len(cancelled))

@@ -40,6 +40,7 @@ from pipelines.environment import (
 from pipelines.links import page
 from pipelines.services import supervision
 from pipelines.services.supervision import Service, fault, last_words, log_file
+from pipelines.services.workspace import mend_workspace
 from pipelines.settings import Settings, is_own, store_address, tracking_login
 
 DEPLOYMENTS = Path("infra/prefect.yaml")
@@ -101,6 +102,7 @@ def up(settings: Settings) -> None:
     """
     if not DEPLOYMENTS.exists():
         raise ServiceError(f"there is no {DEPLOYMENTS} in {Path.cwd()}: run this in the project's folder")
+    mend_workspace()
     folder = settings.services_folder.absolute()
     services = plan(settings, find_devices(settings))
     environment = service_environment(
@@ -170,7 +172,8 @@ def status(settings: Settings) -> bool:
         runs = state == "running"
         well &= runs
         since = f"{datetime.fromtimestamp(info['start']):%m-%d %H:%M}" if runs else "-"
-        place = _home(servers[name]) if runs and name in servers else str(log_file(settings.services_folder, name))
+        address = f"http://{urlsplit(servers[name]).netloc}" if runs and name in servers else ""
+        place = address or str(log_file(settings.services_folder, name))
         table.add_row(name, state, str(info["pid"] or "-"), since, place, style=None if runs else "red")
     if not _serves_mlflow(settings):
         wrong = fault(_mlflow(settings) + _ASKED_OF_MLFLOW, ":".join(tracking_login(settings) or ()))
@@ -283,10 +286,6 @@ def _serves_mlflow(settings: Settings) -> bool:
 def _mlflow(settings: Settings) -> str:
     """The server of `make up`, or the one that the settings name."""
     return f"http://127.0.0.1:{settings.mlflow_port}" if _serves_mlflow(settings) else settings.tracking_uri.rstrip("/")
-
-
-def _home(health: str) -> str:
-    return f"http://{urlsplit(health).netloc}"
 
 
 def _database(settings: Settings) -> Path:
