@@ -105,6 +105,7 @@ def make_card(
 ) -> dict[str, Any]:
     """Everything that made a learned prompt; digests of the two tensor files are added by `write_artifact`."""
     encoder = getattr(learner, "encoder", None)
+    is_built = not any(parameter.requires_grad for parameter in learner.parameters())
     return {
         "schema": SCHEMA,
         "method": method.model_dump(),
@@ -134,7 +135,7 @@ def make_card(
             "classes": split.classes,
         },
         "params": params,
-        "training": {"epochs": len(curve), "last": curve[-1] if curve else None},
+        "training": {"is_built": is_built, "epochs": len(curve), "last": curve[-1] if curve else None},
         "code_revision": code_revision,
         "libraries": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     }

@@ -127,6 +127,12 @@ def test_training_curve_of_one_epoch_can_be_drawn():
     assert "Loss" in texts(pictures.training_curve([epoch(1)]))
 
 
+def test_training_curve_of_one_epoch_counts_it_and_no_part_of_it():
+    figure = pictures.training_curve([epoch(1)])
+
+    assert [axes.get_xticks().tolist() for axes in figure.axes] == [[1], [1]]
+
+
 def test_accuracies_are_shown_in_percent():
     assert {"20 %", "40 %"} <= set(texts(pictures.few_shot_curve(POINTS, 0.2)))
 

@@ -344,6 +344,74 @@ def test_class_specific_context_explains_why_no_words_are_listed(tmp_path: Path)
     assert "coincidence" not in text
 
 
+def of_method(arguments: dict[str, Any], method: str, *, is_built: bool = False, prompts: int = 0) -> dict[str, Any]:
+    """The arguments of a report as if another method had learned; what is built has no context."""
+    evaluations, card = arguments["evaluations"], arguments["card"]
+    found = evaluations["classifiers"]
+    found[method] = found.pop("coop")
+    evaluations["method"] = method
+    evaluations["few_shot_curve"] = [
+        {method if name == "coop" else name: value for name, value in row.items()}
+        for row in evaluations["few_shot_curve"]
+    ]
+    card["method"] = {"name": method}
+    card["training"]["is_built"], card["answering"] = is_built, {"prompts_per_image": prompts}
+    if is_built:
+        card["learned"] = {"weights": [3, 8]}
+        arguments["words"] = None
+        arguments["curve"] = arguments["curve"][:1]
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("method", "title", "spoken"),
+    [
+        ("class_mean", "Class mean", "the class mean"),
+        ("linear_probe", "Linear probe (method)", "the linear probe (method)"),
+        ("cocoop", "CoCoOp", "CoCoOp"),
+    ],
+)
+def test_every_method_is_named_in_words(tmp_path: Path, method: str, title: str, spoken: str):
+    html = render(of_method(inputs(tmp_path, wrong=12), method))
+    text = Page(html).text
+    assert f"<h1>{title} on Satellite</h1>" in html
+    assert f"a class, {spoken} answers" in text
+    assert f"{spoken[0].upper()}{spoken[1:]} is 33.3 points below zero-shot" in text
+    assert method not in html[: html.index('id="origin"')]
+
+
+def test_what_is_built_at_once_has_its_accuracies_in_words_and_no_curve(tmp_path: Path):
+    arguments = of_method(inputs(tmp_path), "class_mean", is_built=True)
+    arguments["curve"][0] |= {"accuracy": 0.75, "val_accuracy": 0.5}
+    html = render(arguments)
+    text = " ".join(Page(html).text.split())
+    assert (
+        "The class mean is built from its examples at once, without epochs. It is right on 75 % of the training "
+        "images and on 50 % of the validation images."
+    ) in text
+    assert "Loss and accuracy by epoch" not in html
+    assert "choose nothing" not in text
+
+
+def test_a_method_without_context_has_no_section_on_it(tmp_path: Path):
+    page = Page(render(of_method(inputs(tmp_path), "class_mean", is_built=True)))
+    assert "words" not in page.ids
+    assert "#words" not in {attributes.get("href") for _, attributes in page.elements}
+
+
+@pytest.mark.parametrize(("prompts", "cost"), [(0, "one matrix product"), (3, "3 prompts through the text tower")])
+def test_the_first_lines_say_what_an_answer_costs(tmp_path: Path, prompts: int, cost: str):
+    html = render(of_method(inputs(tmp_path), "cocoop", prompts=prompts))
+    first_lines = html[html.index("<h1>") : html.index('class="tiles"')]
+    assert f"Once its image is encoded, an answer costs {cost}." in first_lines
+
+
+def test_context_that_shifts_with_the_image_is_called_the_one_before_the_shift(tmp_path: Path):
+    still, shifting = (Page(render(of_method(inputs(tmp_path), "cocoop", prompts=p))).text for p in (0, 3))
+    assert "The learned prompt is 1 vector and the class name." in still
+    assert "The learned prompt is 1 vector, before the image's own shift, and the class name." in shifting
+
+
 @pytest.mark.parametrize(("wrong", "verdict"), [(0, "under-confident"), (2, "as confident as"), (9, "over-confident")])
 def test_calibration_is_said_in_words(tmp_path: Path, wrong: int, verdict: str):
     assert verdict in Page(render(inputs(tmp_path, wrong=wrong, each=5))).text  # 13 of 15 is the confidence

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from coop_core.report.style import shown_name
+from coop_core.report.style import capital, spoken_name
 
 ZERO_SHOT = "zero-shot"
 LAST_PART = 0.1
@@ -30,14 +30,14 @@ def summary(evaluations: Mapping[str, Any]) -> str:
     size = f"{abs(100 * change):.1f} points"
     against = {1: f"{size} more than", 0: "as many as", -1: f"{size} fewer than"}[int(np.sign(round(change, 3)))]
     sentence = (
-        f"With {shots} labelled image{'' if shots == 1 else 's'} a class, {shown_name(method)} answers "
+        f"With {shots} labelled image{'' if shots == 1 else 's'} a class, {spoken_name(method)} answers "
         f"{percent(accuracy)} of {found[method]['n']:,} test images correctly, {against} the hand-written prompt"
     )
     rivals = {name: each["accuracy"] for name, each in found.items() if name not in (ZERO_SHOT, method)}
     if not rivals:
         return f"{sentence}."
     best = max(rivals, key=lambda name: rivals[name])
-    return f"{sentence}; the best other baseline, the {best}, reaches {percent(rivals[best])}."
+    return f"{sentence}; the best other baseline, {spoken_name(best)}, reaches {percent(rivals[best])}."
 
 
 def shortcomings(evaluations: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -46,12 +46,13 @@ def shortcomings(evaluations: Mapping[str, Any], curve: Sequence[Mapping[str, An
     Said are: that the method is below the best baseline, that it is below zero-shot (both when the difference is
     0.1 points or more once rounded), and that training had not ended (`unfinished_epochs`).
     """
-    found, method = evaluations["classifiers"], shown_name(evaluations["method"])
+    found, method = evaluations["classifiers"], capital(spoken_name(evaluations["method"]))
     accuracy, best = found[evaluations["method"]]["accuracy"], best_baseline(evaluations)
     zero_shot = found[ZERO_SHOT]["accuracy"]
     sentences = []
     if best != ZERO_SHOT and is_below(accuracy, found[best]["accuracy"]):
-        sentences.append(_below(method, accuracy, f"the best baseline, the {best}", found[best]["accuracy"]) + ".")
+        named = f"the best baseline, {spoken_name(best)}"
+        sentences.append(_below(method, accuracy, named, found[best]["accuracy"]) + ".")
     if is_below(accuracy, zero_shot):
         also = ", which is also the best baseline" if best == ZERO_SHOT else ""
         sentences.append(
@@ -66,6 +67,12 @@ def shortcomings(evaluations: Mapping[str, Any], curve: Sequence[Mapping[str, An
             "images were right. More epochs (train.epochs) or another train.learning_rate may give a better prompt."
         )
     return sentences
+
+
+def answer_cost(card: Mapping[str, Any]) -> str:
+    """What an answer costs once its image is encoded, by the artefact's card."""
+    prompts = card.get("answering", {}).get("prompts_per_image", 0)               # older cards: of methods with none
+    return f"{prompts:,} prompts through the text tower" if prompts else "one matrix product"
 
 
 def unfinished_epochs(curve: Sequence[Mapping[str, Any]]) -> int:

@@ -10,9 +10,9 @@ import numpy as np
 from coop_core.files import write_text
 from coop_core.report import pictures
 from coop_core.report.beyond import beyond, transfer_bars
-from coop_core.report.findings import ZERO_SHOT, best_baseline, percent, points, shortcomings, summary
+from coop_core.report.findings import ZERO_SHOT, answer_cost, best_baseline, percent, points, shortcomings, summary
 from coop_core.report.gallery import galleries
-from coop_core.report.style import shown_name
+from coop_core.report.style import capital, shown_name, spoken_name
 
 _WIDTHS = {"wide": pictures.WIDE, "narrow": pictures.NARROW}
 _SIZED = ("few_shot", "beyond", "training", "confusion", "classes")
@@ -51,7 +51,7 @@ def write_report(
     predictions
         path (below image_root), label, predicted and confidence of the learned method, for each test image.
     words
-        `interpretation.nearest_words`, or None when the context is class-specific.
+        `interpretation.nearest_words`, or None when there is no one list of context vectors.
     card, baseline_card
         What made the artefact and the baselines.
     dataset_about
@@ -64,32 +64,51 @@ def write_report(
     DatasetError
         When an image that is to be shown cannot be read.
     """
-    learned = evaluations["classifiers"][evaluations["method"]]
-    names = evaluations["class_names"]
-    confusion = np.asarray(learned["confusion"])                                  # (c, c)
+    names, method = evaluations["class_names"], _method(evaluations, card)
+    confusion = np.asarray(evaluations["classifiers"][evaluations["method"]]["confusion"])  # (c, c)
     context = {
-        "evaluations": evaluations,
-        "method": shown_name(evaluations["method"]),
-        "learned": learned,
-        "summary": summary(evaluations),
-        "shortcomings": shortcomings(evaluations, curve),
-        "best": best_baseline(evaluations),
-        "rows": _rows(evaluations),
+        **method,
+        **_findings(evaluations, curve),
         "galleries": galleries(confusion, names, predictions, image_root),
-        "figures": _figures(evaluations, curve, targets or {}),
+        "figures": _figures(evaluations, [] if method["is_built"] else curve, targets or {}),
         "beyond": beyond(evaluations, targets or {}),
-        "epochs": len(curve),
+        "curve": curve,
         "confusions": _frequent_confusions(confusion, names),
         "listed_classes": _LISTED_CLASSES,
         "words": _nearest_words(words),
-        "confidence": _mean_confidence(learned),
-        "nearly_calibrated": _NEARLY_CALIBRATED,
         "card": card,
         "origin": _origin(card, baseline_card),
         "dataset": dataset_about,
         "totals": _totals(dataset_about.get("counts", {})),
     }
     write_text(path, _environment().get_template("report.html.jinja").render(context))
+
+
+def _findings(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    learned = evaluations["classifiers"][evaluations["method"]]
+    return {
+        "evaluations": evaluations,
+        "learned": learned,
+        "summary": summary(evaluations),
+        "shortcomings": shortcomings(evaluations, curve),
+        "best": best_baseline(evaluations),
+        "rows": _rows(evaluations),
+        "confidence": _mean_confidence(learned),
+        "nearly_calibrated": _NEARLY_CALIBRATED,
+    }
+
+
+def _method(evaluations: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]:
+    """What the method is called, and what there is to say of one of its kind; older cards are of trained methods."""
+    return {
+        "method": shown_name(evaluations["method"]),
+        "spoken": spoken_name,
+        "subject": capital(spoken_name(evaluations["method"])),
+        "cost": answer_cost(card),
+        "is_built": card["training"].get("is_built", False),
+        "has_context": "context_vectors" in card["learned"],
+        "shifts": bool(card.get("answering", {}).get("prompts_per_image")),
+    }
 
 
 def _environment() -> jinja2.Environment:

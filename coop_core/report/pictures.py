@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from coop_core.report.style import COLOURS, STYLE, as_svg, save_png, shown_name
 
@@ -41,7 +41,7 @@ def training_curve(epochs: Sequence[Mapping[str, Any]], *, width: float = WIDE) 
                 axes.plot(numbers, values, label=name, color=COLOURS[colour], marker=marker)
         axes.set_title(field.capitalize())
         axes.set_xlabel("Epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True) if len(epochs) > 1 else FixedLocator(numbers))
         axes.grid(False, axis="x")
     loss.set_ylim(bottom=0)
     loss.legend()

@@ -50,12 +50,28 @@ STYLE: dict[Any, Any] = {
     "ytick.color": COLOURS["muted"],
     "ytick.labelcolor": COLOURS["ink"],
 }
-_SHOWN_NAMES = {"coop": "CoOp", "cocoop": "CoCoOp", "upl": "UPL", "dpl": "DPL", "biomedcoop": "BiomedCoOp"}
+_PROPER_NAMES = {"coop": "CoOp", "cocoop": "CoCoOp", "upl": "UPL", "dpl": "DPL", "biomedcoop": "BiomedCoOp"}
+_OTHER_NAMES = {"linear_probe": "linear probe (method)"}
+"""Of methods that a baseline is called like."""
 
 
 def shown_name(classifier: str) -> str:
-    """`coop` -> CoOp, `linear probe` -> Linear probe."""
-    return _SHOWN_NAMES.get(classifier, classifier[:1].upper() + classifier[1:])
+    """`coop` -> CoOp, `class_mean` -> Class mean."""
+    return _PROPER_NAMES.get(classifier) or capital(_words(classifier))
+
+
+def spoken_name(classifier: str) -> str:
+    """In a sentence: `coop` -> CoOp, `class_mean` -> the class mean, `zero-shot` -> zero-shot."""
+    words = _words(classifier)
+    return _PROPER_NAMES.get(classifier) or (words if words == "zero-shot" else f"the {words}")
+
+
+def capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _words(classifier: str) -> str:
+    return _OTHER_NAMES.get(classifier, classifier.replace("_", " "))
 
 
 @matplotlib.rc_context(STYLE)

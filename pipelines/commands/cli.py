@@ -137,12 +137,16 @@ def card(
     import tempfile
 
     from coop_core.artifact import read_artifact
+    from coop_core.report.findings import answer_cost
     from pipelines.commands.predict import find_artifact
     from pipelines.settings import load_settings
 
     with tempfile.TemporaryDirectory() as folder:
         content = read_artifact(find_artifact(model, load_settings(), Path(folder))).card
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else _as_text(content))
+    if as_json:
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(_as_text({"answer": f"costs {answer_cost(content)} once its image is encoded", **content}))
 
 
 @app.command()

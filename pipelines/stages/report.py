@@ -24,14 +24,14 @@ def main() -> None:
     evaluations = read_json(paths.EVALUATION / "evaluation.json")
     predictions = read_table(paths.EVALUATION / "predictions.csv")
     curve = read_table(paths.PROMPT / "curve.csv")
-    dataset = read_dataset(paths.RAW)
+    dataset, card = read_dataset(paths.RAW), read_json(paths.PROMPT / "card.json")
     write_report(
         paths.REPORT / "report.html",
         evaluations=evaluations,
         curve=curve,
         predictions=predictions,
         words=read_json(paths.PROMPT / "words.json"),
-        card=read_json(paths.PROMPT / "card.json"),
+        card=card,
         baseline_card=read_json(paths.BASELINES / "card.json"),
         dataset_about={**dataset.about, "name": dataset.name, "counts": dataset.counts()},
         image_root=paths.RAW,
@@ -39,7 +39,8 @@ def main() -> None:
     )
     write_samples(paths.SAMPLES, predictions, evaluations["class_names"])
     learned = evaluations["classifiers"][evaluations["method"]]
-    pictures.save_png(pictures.training_curve(curve), paths.REPORT / "training_curve.png")
+    if not card["training"]["is_built"]:
+        pictures.save_png(pictures.training_curve(curve), paths.REPORT / "training_curve.png")
     pictures.save_png(
         pictures.confusion_matrix(learned["confusion"], evaluations["class_names"]),
         paths.REPORT / "confusion_matrix.png",
