@@ -10,6 +10,9 @@ FEATURES = Path("artifacts/features")
 BASELINES = Path("artifacts/baselines")
 PROMPT = Path("artifacts/prompt")
 CURVE_PROMPTS = Path("artifacts/curve_prompts")
+TIMING = Path("artifacts/timing.json")
+"""How long training took: no part of the prompt, whose bytes are the same every time. After an interruption,
+from where it went on."""
 JUDGED = Path("artifacts/judged")
 """A folder a test set: its name in params.yaml, or `own` for the data set that was learned on."""
 EVALUATION = Path("artifacts/judged/own")

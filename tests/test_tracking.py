@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,9 @@ def make_record(prompt, tmp_path_factory) -> Callable[..., RunRecord]:
             per_class={"class": list(NAMES), "test_images": [1, 2, 3], "coop": [0.0, 0.5, 1.0]},
             files=[(files / "report", "report"), (files / "params.yaml", "")],
             prompt=prompt,
-            description="coop on toys: 50.0 %",
+            note="coop on toys",
+            description="50.0 %",
+            version_tags={"n_test": "6"},
         )  # fmt: skip
         return replace(record, **changes)
 
@@ -178,9 +181,46 @@ def test_the_first_run_is_version_1_and_candidate(history):
 def test_a_version_says_what_it_is_and_which_run_made_it(client, history):
     version = client.get_model_version("coop-toys", "1")
 
-    assert version.description == "coop on toys: 50.0 %"
+    assert version.description.startswith("50.0 %\n\n[The report](#/experiments/")
     assert version.run_id == history["first"].run_id
     assert version.tags["dataset"] == "toys"
+    assert version.tags["n_test"] == "6"
+
+
+def test_a_version_links_to_the_report_among_the_files_of_its_run(client, history):
+    first = history["first"]
+    links = re.findall(r"\]\(#/([^)]*)\)", client.get_model_version("coop-toys", "1").description)
+
+    assert links == [f"experiments/{first.experiment_id}/runs/{first.run_id}/artifacts/report/report.html?{TRAINING}"]
+    assert "report/report.html" in [file.path for file in client.list_artifacts(first.run_id, "report")]
+
+
+def test_a_run_says_what_it_is_and_where_its_report_and_its_version_are(run):
+    note = run.data.tags["mlflow.note.content"]
+
+    assert note.startswith("coop on toys\n\n[The report](#/experiments/")
+    assert "is the run's artifact `report/report.html`" in note
+    assert f"[coop-toys version 1](#/models/coop-toys/versions/1?{TRAINING})" in note
+
+
+def test_what_is_said_of_a_version_alone_is_no_tag_of_the_run(run):
+    assert "n_test" not in run.data.tags
+
+
+def test_the_registered_model_says_what_its_aliases_mean(client, history):
+    description = client.get_registered_model("coop-toys").description
+
+    assert "`@candidate` is what was tracked last" in description
+    assert "`@champion` is what passed" in description
+
+
+def test_what_a_person_wrote_of_the_registered_model_stays(settings, make_record):
+    elsewhere = settings.model_copy(update={"experiment": "described", "registered_model": "described"})
+    with connected(elsewhere) as mlflow:
+        mlflow.MlflowClient().create_registered_model("described", description="Ours.")
+        track(make_record("described"), elsewhere)
+
+        assert mlflow.MlflowClient().get_registered_model("described").description == "Ours."
 
 
 def test_tracking_the_same_thing_again_returns_the_first_record(history):
@@ -220,15 +260,15 @@ def test_a_run_whose_version_was_deleted_is_registered_anew(settings, make_recor
     assert found.model_version != lost.model_version
 
 
-def test_the_same_run_under_another_name_is_registered_there(settings, client, history, make_record):
-    elsewhere = settings.model_copy(update={"registered_model": "other"})
-    tracked = track(make_record("first"), elsewhere)
+def test_the_same_run_under_another_name_is_registered_there(settings, client, make_record):
+    here = settings.model_copy(update={"experiment": "named", "registered_model": "one"})
+    elsewhere = here.model_copy(update={"registered_model": "other"})
+    first, tracked = track(make_record("first"), here), track(make_record("first"), elsewhere)
 
     assert (tracked.model_name, tracked.model_version) == ("other", "1")
     assert track(make_record("first"), elsewhere) == tracked
     assert str(client.get_model_version_by_alias("other", "candidate").version) == "1"
-    assert track(make_record("first"), settings) == history["first"]
-    track(make_record("second", metrics={"accuracy": 0.75, "gain_over_zero_shot": -0.25}), settings)
+    assert track(make_record("first"), here) == first
 
 
 def test_a_run_that_fails_on_the_way_is_closed_as_failed_and_registers_nothing(client, settings, history, make_record):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.links import page, run_route
+from pipelines.links import fragment, page, run_route
 from pipelines.records.names import model_name, name_after
 from pipelines.records.registry import CANDIDATE, MISSING
 from pipelines.records.served import log_model
@@ -20,6 +20,16 @@ from pipelines.records.server import (
 from pipelines.settings import Settings
 
 log = logging.getLogger(__name__)
+
+_REPORT = "report/report.html"
+_MODEL_DESCRIPTION = """\
+Classifiers of images, learned from a few labelled images a class. Every version is what one `dvc repro` made: its
+description says what it answers and how well, its tags name the images and the code by digest and revision, and its
+artifact `card.json` says all that made it.
+
+- `@candidate` is what was tracked last. `coop promote` judges it.
+- `@champion` is what passed and answers. `coop history` tells every change of it, and `coop rollback` takes one back.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,12 @@ class RunRecord:
     """(local file or folder, folder in the run)."""
     prompt: Path
     """The artefact's folder."""
+    note: str
+    """Of the run, in Markdown; `track` adds where the report and the version are."""
     description: str
-    """Of the model version, in Markdown."""
+    """Of the model version, in Markdown; `track` adds where the report is."""
+    version_tags: dict[str, str]
+    """Of the version alone; it has the run's as well."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +99,31 @@ def track(record: RunRecord, settings: Settings) -> Tracked:
             mlflow.start_run(experiment_id=experiment_id, run_name=record.name, tags=tags) as run,
             heartbeat(settings, [run.info.run_id]),
         ):
-            number = _record_and_register(mlflow, client, run.info.run_id, record, name)
-        return Tracked(run.info.run_id, experiment_id, name, number)
+            return _record_and_register(mlflow, client, run.info, record, name)
 
 
-def _record_and_register(mlflow: Any, client: Any, run_id: str, record: RunRecord, name: str) -> str:
-    """-> the version's number."""
-    _log(mlflow, client, run_id, record)
+def _record_and_register(mlflow: Any, client: Any, run: Any, record: RunRecord, name: str) -> Tracked:
+    _log(mlflow, client, run.run_id, record)
     model = log_model(mlflow, record.prompt)
-    number = str(mlflow.register_model(model.model_uri, name, tags=record.tags).version)
-    client.update_model_version(name, number, description=record.description)
+    registered = mlflow.register_model(model.model_uri, name, tags=record.tags | record.version_tags)
+    tracked = Tracked(run.run_id, run.experiment_id, name, str(registered.version))
+    _describe(client, tracked, record)
     mlflow.log_metrics(record.metrics, model_id=model.model_id)
-    mlflow.set_tags({"coop.model": name, "coop.version": number})
-    client.set_registered_model_alias(name, CANDIDATE, number)
-    return number
+    mlflow.set_tags({"coop.model": name, "coop.version": tracked.model_version})
+    client.set_registered_model_alias(name, CANDIDATE, tracked.model_version)
+    return tracked
+
+
+def _describe(client: Any, tracked: Tracked, record: RunRecord) -> None:
+    """What the pages of the run, its version and the model say; links stay within MLflow, whatever its address."""
+    run = run_route(tracked.experiment_id, tracked.run_id)
+    name, number = tracked.model_name, tracked.model_version
+    report = f"[The report]({fragment(f'{run}/artifacts/{_REPORT}')}) is the run's artifact `{_REPORT}`."
+    version = f"Registered as [{name} version {number}]({fragment(f'models/{name}/versions/{number}')})."
+    client.set_tag(tracked.run_id, "mlflow.note.content", f"{record.note}\n\n{report} {version}")
+    client.update_model_version(name, number, description=f"{record.description}\n\n{report}")
+    if not client.get_registered_model(name).description:  # what a person wrote there stays
+        client.update_registered_model(name, _MODEL_DESCRIPTION)
 
 
 def run_link(tracked: Tracked, settings: Settings) -> str:

@@ -20,7 +20,9 @@ from pipelines import console, paths
 from pipelines.records.runs import DatasetInput, RunRecord, run_link, track
 from pipelines.settings import load_settings
 from pipelines.stages.report import read_table
-from pipelines.summary import headline_table
+from pipelines.summary import headline_table, run_note, training_seconds, version_note, version_tags
+
+_FIGURES = ("accuracy", "macro_f1", "calibration_error")
 
 
 def main() -> None:
@@ -68,6 +70,8 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
     card = read_json(prompt / "card.json")
     method = evaluation["method"]
     learned, zero_shot = evaluation["classifiers"][method], evaluation["classifiers"]["zero-shot"]
+    baselines = [name for name in evaluation["classifiers"] if name != method]
+    curve, timing = read_table(paths.PROMPT / "curve.csv"), read_json(paths.TIMING)
     learned_tensors = {name: digest for name, digest in card["digests"].items() if name != "card"}
     lock = Path("dvc.lock")
     reference = f"{split.dataset_name}-{method}-{params.split.shots}shots-seed{params.seed}"
@@ -87,16 +91,17 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
         }
         | ({"prefect.flow_run_id": flow_run} if flow_run else {}),
         metrics={  # the first is what MLflow's comparison shows first
-            "accuracy": learned["accuracy"],
+            **{key: learned[key] for key in _FIGURES},
             "gain_over_zero_shot": learned["accuracy"] - zero_shot["accuracy"],
             "val_accuracy": (card["training"]["last"] or {}).get("val_accuracy") or 0.0,
+            "training/seconds": training_seconds(evaluation, timing),
         }
         | {
-            f"test/{name.replace(' ', '_')}/{key}": e[key]
-            for name, e in evaluation["classifiers"].items()
-            for key in ("accuracy", "macro_f1", "calibration_error")
+            f"test/{name.replace(' ', '_')}/{key}": evaluation["classifiers"][name][key]
+            for name in [method, *baselines]  # a method may be called as a baseline is, whose figures then stand here
+            for key in _FIGURES
         },
-        epochs=read_table(paths.PROMPT / "curve.csv"),
+        epochs=curve,
         datasets=_datasets(split),
         per_class=_per_class(evaluation),
         files=[
@@ -104,7 +109,9 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
             (paths.PARAMS, ""), (paths.SPLIT, ""), *([(lock, "")] if lock.exists() else []),
         ],
         prompt=prompt,
-        description=_description(evaluation, card),
+        note=run_note(evaluation, card, curve=curve, timing=timing),
+        description=version_note(evaluation, card),
+        version_tags=version_tags(evaluation),
     )  # fmt: skip
 
 
@@ -132,16 +139,6 @@ def _per_class(evaluation: dict[str, Any]) -> dict[str, list[Any]]:
     return {"class": names, "test_images": images} | {
         name: [e["class_accuracy"][key] for key in names] for name, e in classifiers.items()
     }
-
-
-def _description(evaluation: dict[str, Any], card: dict[str, Any]) -> str:
-    learned = evaluation["classifiers"][evaluation["method"]]
-    zero_shot = evaluation["classifiers"]["zero-shot"]["accuracy"]
-    return (
-        f"{evaluation['method']} on {card['backbone']['architecture']}, {evaluation['shots']} shots of "
-        f"{evaluation['dataset']}: {100 * learned['accuracy']:.1f} % of {learned['n']} test images "
-        f"({100 * (learned['accuracy'] - zero_shot):+.1f} points against zero-shot)."
-    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""train: few-shot features -> artifacts/prompt, the learned context vectors with their card and curve.
+"""train: few-shot features -> artifacts/prompt, what the method learned, with its card and curve.
 
-Smaller numbers of shots, for the few-shot curve, go to artifacts/curve_prompts.
+Smaller numbers of shots, for the few-shot curve, go to artifacts/curve_prompts; how long each took, to
+artifacts/timing.json.
 """
 
 import csv
 import io
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,9 +39,13 @@ def main() -> None:
     backbone = params.backbone.load(device=device)
     checkpoints = settings.cache_folder / paths.CHECKPOINTS
     paths.CURVE_PROMPTS.mkdir(parents=True, exist_ok=True)
-    for shots in params.split.curve_shots:
-        train_prompt(paths.CURVE_PROMPTS / f"{shots}_shots", params, split, backbone, shots, checkpoints)
-    train_prompt(paths.PROMPT, params, split, backbone, params.split.shots, checkpoints)
+    places = {shots: paths.CURVE_PROMPTS / f"{shots}_shots" for shots in params.split.curve_shots}
+    seconds = {}
+    for shots, folder in {**places, params.split.shots: paths.PROMPT}.items():
+        started = time.monotonic()
+        train_prompt(folder, params, split, backbone, shots, checkpoints)
+        seconds[str(shots)] = round(time.monotonic() - started, 3)
+    write_json(paths.TIMING, {"device": str(device), "seconds": seconds})
     write_json(paths.PROMPT / "words.json", shared_words(read_artifact(paths.PROMPT), backbone))
 
 
@@ -50,19 +56,18 @@ def train_prompt(
     key = checkpoint_key(params, split, backbone, shots, code=core_digest())
     checkpoint = Checkpoint(checkpoints / f"{key}.safetensors", key)
     log.info("training %s with %d shots on %s", params.method.name, shots, backbone.device)
-    with console.progress(f"{params.method.name}, {shots} shots", params.train.epochs) as update:
-        training = prepare(
-            params,
-            split=split,
-            backbone=backbone,
-            examples=examples_of(split, "train", split.shots_subset(shots), backbone),
-            validation=examples_of(split, "val", split.val, backbone),
-            checkpoint=checkpoint,
-            on_epoch=lambda e: update(e.epoch + 1, details=f"loss {e.loss:.3f}, accuracy {100 * e.accuracy:.1f} %"),
-        )
-        if encoder := getattr(training.learner, "encoder", None):
-            log.info("text tower: %s", encoder)
-        curve = fit(training)
+    training = prepare(
+        params,
+        split=split,
+        backbone=backbone,
+        examples=examples_of(split, "train", split.shots_subset(shots), backbone),
+        validation=examples_of(split, "val", split.val, backbone),
+        checkpoint=checkpoint,
+    )
+    if encoder := getattr(training.learner, "encoder", None):
+        log.info("text tower: %s", encoder)
+    with console.progress(f"{params.method.name}, {shots} shots", training.epochs) as update:
+        curve = fit(replace(training, on_epoch=lambda e: update(e.epoch + 1, details=details(e))))
     card = make_card(
         learner=training.learner,
         method=params.method,
@@ -77,6 +82,10 @@ def train_prompt(
     write_artifact(folder, training.learner, card)
     checkpoint.path.unlink(missing_ok=True)
     return curve
+
+
+def details(epoch: Epoch) -> str:
+    return f"loss {epoch.loss:.3f}, accuracy {100 * epoch.accuracy:.1f} %"
 
 
 def examples_of(

@@ -1,0 +1,142 @@
+"""Every method from images to the page and the record: nothing on the way takes it for CoOp."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_stages import PARAMS, paint_images, working_in, write_params
+
+import coop_core.params.sections
+from coop_core.artifact import read_artifact
+from pipelines import paths
+from pipelines.commands import cli
+from pipelines.stages import baselines, download, evaluate, features, report, split, track, train
+
+METHODS: dict[str, dict[str, Any]] = {
+    "class_mean": {},
+    "linear_probe": {"steps": 1},
+    "cocoop": {"n_context": None, "initial_words": "a photo of a", "reduction": 16},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _load_the_backbone_once(mini) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coop_core.params.sections, "load_backbone", lambda *named, **more: mini)
+        yield
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A project up to its baselines, which are the same for every method."""
+    folder = tmp_path_factory.mktemp("prepared") / "project"
+    paint_images(folder / "images")
+    write_params(folder)
+    with working_in(folder):
+        for stage in (download, split, features, baselines):
+            stage.main()
+    return folder
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def done(request, prepared, tmp_path_factory) -> Iterator[tuple[Path, str]]:
+    """The project up to its report, and the method that it was made with."""
+    folder = tmp_path_factory.mktemp(request.param) / "project"
+    shutil.copytree(prepared, folder)
+    write_params(folder, method={"name": request.param, **METHODS[request.param]})
+    drop(folder / "params.yaml", PARAMS["method"].keys() - METHODS[request.param].keys() - {"name"})
+    with working_in(folder):
+        for stage in (train, evaluate, report):
+            stage.main()
+        yield folder, request.param
+
+
+def drop(path: Path, names: set[str]) -> None:
+    """Lines of a YAML file, by their key."""
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if line.strip().split(":")[0] not in names))
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_the_page_says_how_it_was_trained_and_shows_a_curve_where_there_is_one(done):
+    folder, method = done
+    page = (folder / "artifacts/report/report.html").read_text()
+
+    assert ("is built from its examples at once" in page) == (method != "cocoop")
+    assert ("Loss and accuracy by epoch" in page) == (method == "cocoop")
+    assert (folder / "artifacts/report/training_curve.png").exists() == (method == "cocoop")
+
+
+def test_the_page_shows_context_where_there_is_some(done):
+    folder, method = done
+    page = (folder / "artifacts/report/report.html").read_text()
+
+    assert ("What the context says" in page) == (method == "cocoop")
+    assert ("before the image's own shift" in page) == (method == "cocoop")
+
+
+def test_the_card_and_the_page_say_what_an_answer_costs(done):
+    folder, method = done
+    prompts = 3 if method == "cocoop" else 0
+
+    assert read_artifact(folder / "artifacts/prompt").card["answering"] == {"prompts_per_image": prompts}
+    said = "3 prompts through the text tower" if prompts else "one matrix product"
+    assert f"an answer costs {said}." in (folder / "artifacts/report/report.html").read_text()
+
+
+def test_the_time_of_every_training_is_written_down_beside_the_prompt(done):
+    timing = read(done[0] / "artifacts/timing.json")
+
+    assert timing["device"] == "cpu"
+    assert set(timing["seconds"]) == {"1", "2"}
+    assert all(seconds > 0 for seconds in timing["seconds"].values())
+
+
+def test_the_record_has_the_figures_of_the_method_and_those_of_the_baselines(done, tmp_path):
+    """A method may be called as a baseline is: both keep theirs."""
+    _, method = done
+    evaluation = read(paths.EVALUATION / "evaluation.json")
+    evaluation["classifiers"][method] |= {"accuracy": 0.125, "macro_f1": 0.25, "calibration_error": 0.5}
+    prompt = track.with_metrics(paths.PROMPT, tmp_path / "prompt", evaluation)
+    metrics = track.make_record(evaluation, prompt).metrics
+
+    assert (metrics["accuracy"], metrics["macro_f1"], metrics["calibration_error"]) == (0.125, 0.25, 0.5)
+    for name in ("zero-shot", "prompt ensemble", "linear probe"):
+        assert metrics[f"test/{name.replace(' ', '_')}/accuracy"] == evaluation["classifiers"][name]["accuracy"]
+    assert next(iter(metrics)) == "accuracy"  # what MLflow's comparison shows first
+
+
+def test_the_record_says_how_long_training_took(done, tmp_path):
+    evaluation = read(paths.EVALUATION / "evaluation.json")
+    seconds = read(paths.TIMING)["seconds"]["2"]
+    prompt = track.with_metrics(paths.PROMPT, tmp_path / "prompt", evaluation)
+    record = track.make_record(evaluation, prompt)
+
+    assert record.metrics["training/seconds"] == seconds
+    assert f"in {seconds:,.1f} seconds on cpu" in record.note
+
+
+def test_how_long_training_took_makes_no_other_run(done, tmp_path):
+    evaluation = read(paths.EVALUATION / "evaluation.json")
+    prompt = track.with_metrics(paths.PROMPT, tmp_path / "prompt", evaluation)
+    before = track.make_record(evaluation, prompt)
+    timing = read(paths.TIMING)
+    paths.TIMING.write_text(json.dumps({**timing, "seconds": {"1": 1.0, "2": 99.0}}))
+    after = track.make_record(evaluation, prompt)
+    paths.TIMING.write_text(json.dumps(timing))
+
+    assert after.metrics["training/seconds"] == 99.0
+    assert after.key == before.key
+
+
+def test_the_card_on_the_command_line_begins_with_what_an_answer_costs(done, capsys):
+    cli.card(model="artifacts/prompt")
+
+    cost = "3 prompts through the text tower" if done[1] == "cocoop" else "one matrix product"
+    assert capsys.readouterr().out.startswith(f"answer: costs {cost} once its image is encoded\nschema: ")
