@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from coop_core.judging.transfer import collect
 from coop_core.report.findings import answer_cost, best_baseline, shortcomings, summary
 from coop_core.report.style import capital, spoken_name
 
@@ -27,6 +28,20 @@ def headline_table(evaluation: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for name, line in zip(classifiers, lines, strict=True):
         table.add_row(*line, style="bold green" if name == evaluation["method"] else None)
+    return table
+
+
+def transfer_table(evaluation: dict[str, Any], targets: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Top-1 of each classifier on the data set itself and on every further test set."""
+    found = collect(evaluation, targets)
+    table = Table(title="beyond the training classes, top-1 in percent", caption="H: harmonic mean of base and new")
+    table.add_column("classifier", no_wrap=True)
+    for name in (evaluation["dataset"], *targets, *(["H"] if found.new else [])):
+        table.add_column(name, justify="right")
+    for row in found.rows:
+        values = [row.own, *row.targets.values(), *([found.harmonic(row)] if found.new else [])]
+        table.add_row(row.classifier, *("-" if value is None else f"{100 * value:.1f}" for value in values),
+                      style="bold green" if row.classifier == evaluation["method"] else None)  # fmt: skip
     return table
 
 

@@ -1,5 +1,6 @@
 """Sweep: what is tried, what is compared with what, and the params that make the winner again."""
 
+import dataclasses
 import math
 import subprocess
 from pathlib import Path
@@ -25,10 +26,14 @@ from coop_core.sweeps.sweep import (
 )
 
 ROOT = Path(__file__).parents[1]
+OWN = load_params(ROOT / "params.yaml").dataset.source
 
 
-def swept(**sweep: Any) -> Params:
+def swept(
+    *, split: dict[str, Any] | None = None, tests: dict[str, dict[str, Any]] | None = None, **sweep: Any
+) -> Params:
     tree = load_params(ROOT / "params.yaml").model_dump()
+    tree["split"], tree["tests"] = {**tree["split"], **(split or {})}, tests or {}
     space = {"train.learning_rate": [0.01, 0.02]}
     return parse_params({**tree, "sweep": {"name": "toy", "space": space, "seeds": [1, 2], **sweep}}, where="toy")
 
@@ -243,3 +248,39 @@ def test_the_patch_changes_the_values_and_nothing_else(tmp_path, style):
     assert after.split.curve_shots == [1]
     assert after.method.initial_words == "a photo of a"
     assert after.model_copy(update={"train": before.train, "split": before.split, "method": before.method}) == before
+
+
+# Further test sets
+
+
+def test_new_classes_follow_the_data_set_that_is_learned_on():
+    params = swept(space={"dataset.source": ["one.csv", "two.csv"]}, split={"classes": "base"},
+                   tests={"unseen": {"source": OWN, "classes": "new"}, "greys": {"source": "grey.csv"}})  # fmt: skip
+
+    found = [trial.params for trial in trials(params, next_choices(params, {}))]
+
+    assert [(one.tests["unseen"].source, one.tests["greys"].source) for one in found if one.seed == found[0].seed] == [
+        ("one.csv", "grey.csv"), ("two.csv", "grey.csv"),
+    ]  # fmt: skip
+
+
+def test_base_and_new_of_a_row_have_a_harmonic_mean_and_other_test_sets_none():
+    tests = {"unseen": {"source": OWN, "classes": "new"}}
+    params = swept(space={"train.learning_rate": [0.02]}, split={"classes": "base"}, tests=tests)
+    results = [
+        dataclasses.replace(judged(trial, 0.5), accuracy=0.8, tests={"tests/unseen/learned": 0.4})
+        for trial in trials(params, next_choices(params, {}))
+    ]
+
+    (row,) = rows(results)
+
+    assert row.harmonic == pytest.approx(2 * 0.8 * 0.4 / 1.2)
+    assert rows([dataclasses.replace(one, tests={}) for one in results])[0].harmonic is None
+
+
+def test_a_trial_with_other_test_images_is_another():
+    params = swept(space={"train.learning_rate": [0.02]}, tests={"greys": {"source": "grey.csv"}})
+    trial = trials(params, next_choices(params, {}))[0]
+    common = {"dataset_digest": "images", "weights_digest": "weights", "code": "code"}
+
+    assert len({trial.key(**common, tests={"greys": digest}) for digest in ("a", "b")}) == 2

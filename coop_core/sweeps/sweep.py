@@ -14,6 +14,7 @@ from typing import Any
 
 from coop_core.errors import ParamsError
 from coop_core.files import digest_json
+from coop_core.judging.transfer import harmonic_mean
 from coop_core.params import Params, Range, SweepParams, flat, parse_params, poses_a_task
 
 Values = dict[str, Any]
@@ -61,8 +62,20 @@ class Result:
     """On the test images."""
     zero_shot_accuracy: float
     run_id: str = ""
-    tests: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Accuracy by further test set: learned, and zero_shot."""
+    tests: Mapping[str, float] = field(default_factory=dict)
+    """Accuracy on further test sets: `tests/NAME/learned` and `tests/NAME/zero_shot`."""
+
+    def score(self, metric: str) -> float | None:
+        """A field, or an entry of `tests`; None where the method cannot answer on that test set."""
+        return self.tests.get(metric) if metric.startswith("tests/") else getattr(self, metric)
+
+    @property
+    def new(self) -> str | None:
+        """The test set of new classes, where base classes of the same data set were learned."""
+        params = self.trial.params
+        return next((name for name, test in params.tests.items()
+                     if params.split.classes == "base" and test.classes == "new"
+                     and test.source == params.dataset.source), None)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,11 +87,21 @@ class Row:
     results: tuple[Result, ...]
 
     def mean(self, metric: str) -> float:
-        return statistics.fmean(getattr(result, metric) for result in self.results)
+        """Over seeds; not a number where one of them has no such score."""
+        values = [result.score(metric) for result in self.results]
+        return math.nan if None in values else statistics.fmean(value for value in values if value is not None)
+
+    @property
+    def harmonic(self) -> float | None:
+        """H of the mean accuracies on base and new classes (Zhou et al., CVPR 2022), where this is base-to-new."""
+        new = self.results[0].new
+        if new is None or math.isnan(found := self.mean(f"tests/{new}/learned")):
+            return None
+        return harmonic_mean(self.mean("accuracy"), found)
 
     def spread(self, metric: str) -> float:
         """Sample standard deviation; 0 for one seed."""
-        values = [getattr(result, metric) for result in self.results]
+        values = [value for result in self.results if (value := result.score(metric)) is not None]
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
@@ -255,6 +278,9 @@ def _with(params: Params, values: Values) -> Params:
             raise _unknown(name)
         else:
             node[last] = value
+    for test in tree["tests"].values():  # new classes of the data set that is learned on follow it
+        if test["source"] == params.dataset.source:
+            test["source"] = tree["dataset"]["source"]
     return parse_params(tree, where=f"sweep.space with {_shown(values)}")
 
 

@@ -15,12 +15,13 @@ from coop_core.data.dataset import read_dataset
 from coop_core.data.split import Split, SplitImage, read_split
 from coop_core.errors import ArtifactError
 from coop_core.files import digest_json, read_json, write_json
+from coop_core.judging.transfer import collect
 from coop_core.params import flat, load_params
 from pipelines import console, paths
 from pipelines.records.runs import DatasetInput, RunRecord, run_link, track
 from pipelines.settings import load_settings
-from pipelines.stages.report import read_table
-from pipelines.summary import headline_table, run_note, training_seconds, version_note, version_tags
+from pipelines.stages.report import read_table, read_targets
+from pipelines.summary import headline_table, run_note, training_seconds, transfer_table, version_note, version_tags
 
 _FIGURES = ("accuracy", "macro_f1", "calibration_error")
 
@@ -35,6 +36,8 @@ def main() -> None:
         tracked = track(make_record(evaluation, prompt, flow_run=settings.flow_run), settings)
     write_json(paths.TRACKED, {**asdict(tracked), "tracking_uri": settings.tracking_uri})
     console.console.print(headline_table(evaluation))
+    if targets := read_targets(load_params(paths.PARAMS)):
+        console.console.print(transfer_table(evaluation, targets))
     console.console.print(
         f"registered  {tracked.model_name} version {tracked.model_version}, alias candidate\n"
         f"report      {paths.REPORT / 'report.html'}\n"
@@ -69,15 +72,14 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
     params, split = load_params(paths.PARAMS), read_split(paths.SPLIT)
     card = read_json(prompt / "card.json")
     method = evaluation["method"]
-    learned, zero_shot = evaluation["classifiers"][method], evaluation["classifiers"]["zero-shot"]
-    baselines = [name for name in evaluation["classifiers"] if name != method]
+    targets = read_targets(params)
     curve, timing = read_table(paths.PROMPT / "curve.csv"), read_json(paths.TIMING)
     learned_tensors = {name: digest for name, digest in card["digests"].items() if name != "card"}
     lock = Path("dvc.lock")
     reference = f"{split.dataset_name}-{method}-{params.split.shots}shots-seed{params.seed}"
     return RunRecord(
         name=reference,
-        key=digest_json([learned_tensors, card["metrics"], params.of_run(), split.test_digest]),
+        key=digest_json([learned_tensors, card["metrics"], params.of_run(), split.test_digest, *targets.values()]),
         params=flat(params.of_run()),
         tags={
             "dataset": split.dataset_name,
@@ -90,29 +92,36 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
             "code_revision": card["code_revision"],
         }
         | ({"prefect.flow_run_id": flow_run} if flow_run else {}),
-        metrics={  # the first is what MLflow's comparison shows first
-            **{key: learned[key] for key in _FIGURES},
-            "gain_over_zero_shot": learned["accuracy"] - zero_shot["accuracy"],
-            "val_accuracy": (card["training"]["last"] or {}).get("val_accuracy") or 0.0,
-            "training/seconds": training_seconds(evaluation, timing),
-        }
-        | {
-            f"test/{name.replace(' ', '_')}/{key}": evaluation["classifiers"][name][key]
-            for name in [method, *baselines]  # a method may be called as a baseline is, whose figures then stand here
-            for key in _FIGURES
-        },
+        metrics=metrics_of(evaluation, card, targets, seconds=training_seconds(evaluation, timing)),
         epochs=curve,
         datasets=_datasets(split),
         per_class=_per_class(evaluation),
         files=[
             (paths.REPORT, "report"), (paths.EVALUATION, "evaluation"), (prompt / "card.json", ""),
             (paths.PARAMS, ""), (paths.SPLIT, ""), *([(lock, "")] if lock.exists() else []),
+            *((paths.JUDGED / name, f"tests/{name}") for name in targets),
         ],
         prompt=prompt,
         note=run_note(evaluation, card, curve=curve, timing=timing),
         description=version_note(evaluation, card),
         version_tags=version_tags(evaluation),
     )  # fmt: skip
+
+
+def metrics_of(
+    evaluation: dict[str, Any], card: dict[str, Any], targets: dict[str, dict[str, Any]], *, seconds: float
+) -> dict[str, float]:
+    """The first is what MLflow's comparison shows first."""
+    found, method = evaluation["classifiers"], evaluation["method"]
+    names = [method, *(name for name in found if name != method)]  # where both are called alike, the baseline's stand
+    return {
+        **{key: found[method][key] for key in _FIGURES},
+        "gain_over_zero_shot": found[method]["accuracy"] - found["zero-shot"]["accuracy"],
+        "val_accuracy": (card["training"]["last"] or {}).get("val_accuracy") or 0.0,
+        "training/seconds": seconds,
+        **{f"test/{name.replace(' ', '_')}/{key}": found[name][key] for name in names for key in _FIGURES},
+        **(collect(evaluation, targets).metrics() if targets else {}),
+    }
 
 
 def _datasets(split: Split) -> list[DatasetInput]:

@@ -99,7 +99,7 @@ def write_record(outcome: Outcome) -> Path:
     standing = outcome.standing
     entries = [
         {"key": key, "task": result.trial.task, "choice": result.trial.choice, "seed": result.trial.params.seed,
-         **{name: getattr(result, name) for name in (*_METRICS, "run_id")}}
+         **{name: getattr(result, name) for name in (*_METRICS, "run_id")}, **result.tests}
         for key, result in standing.results.items()
     ]  # fmt: skip
     path = outcome.folder / RECORD
@@ -131,7 +131,8 @@ def read_outcome(params: Params, settings: Settings, *, flow_run: str) -> Outcom
 
 def result_of(trial: Trial, metrics: Mapping[str, Any], run_id: str) -> Result:
     """What a trial scored, from the metrics that its run has."""
-    return Result(trial, **{name: metrics[name] for name in _METRICS}, run_id=run_id)
+    tests = {name: value for name, value in metrics.items() if name.startswith("tests/")}
+    return Result(trial, **{name: metrics[name] for name in _METRICS}, run_id=run_id, tests=tests)
 
 
 def _curve(params: Params, results: Sequence[Result]) -> dict[str, list[tuple[int, float, float]]]:
@@ -151,7 +152,7 @@ def _csv(results: Sequence[Result]) -> str:
     """A line a trial."""
     lines = [
         {**columns(result.trial.task), **columns(result.trial.choice), "seed": result.trial.params.seed,
-         **{name: getattr(result, name) for name in (*_METRICS, "run_id")}}
+         **{name: getattr(result, name) for name in (*_METRICS, "run_id")}, **result.tests}
         for result in results
     ]  # fmt: skip
     table = io.StringIO()

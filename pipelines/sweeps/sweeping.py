@@ -12,7 +12,7 @@ from typing import Any
 
 from coop_core.errors import ServiceError
 from coop_core.files import digest_path
-from coop_core.params import Params, flat
+from coop_core.params import DatasetParams, Params, flat
 from coop_core.sweeps.sweep import Trial, choice_key, next_choices, require_sweep, scores, trials
 from pipelines import paths
 from pipelines.locks import alone
@@ -123,8 +123,10 @@ def _run_trials(
     while choices := next_choices(params, judged):
         by_key: dict[str, Trial] = {}
         for trial in trials(params, choices):
-            images, weights = _digest(trial, digests, settings), _weights_digest(trial, digests)
-            by_key[trial.key(dataset_digest=images, weights_digest=weights, code=code)] = trial
+            images, tests = _digest(trial.params.dataset, digests, settings), _test_digests(trial, digests, settings)
+            key = trial.key(dataset_digest=images, weights_digest=_weights_digest(trial, digests), code=code,
+                            tests=tests)  # fmt: skip
+            by_key[key] = trial
         standing.planned += len(by_key)
         for key, found in finished_trials(settings, code=code).items():
             if key in by_key and key not in standing.results:
@@ -133,10 +135,10 @@ def _run_trials(
         show(standing)
         missing = {key: trial for key, trial in by_key.items() if key not in standing.results}
         orders = {
-            key: Order(key, trial.name, trial.params.of_run(), _digest(trial, digests, settings),
-                       _weights_digest(trial, digests), code, run_id,
+            key: Order(key, trial.name, trial.params.model_dump(exclude={"gate", "sweep"}),
+                       _digest(trial.params.dataset, digests, settings), _weights_digest(trial, digests), code, run_id,
                        {**tags, "method": trial.params.method.name, "shots": str(trial.params.split.shots),
-                        "seed": str(trial.params.seed)})
+                        "seed": str(trial.params.seed)}, _test_digests(trial, digests, settings))
             for key, trial in missing.items()
         }  # fmt: skip
         if orders:
@@ -154,7 +156,7 @@ def groups(orders: Sequence[Order]) -> list[list[Order]]:
     def shared(order: Order) -> tuple[Any, ...]:
         params = order.params
         backbone, split = params["backbone"], params["split"]
-        named = (*map(str, backbone.values()), order.dataset_digest, split["classes"])
+        named = (*map(str, backbone.values()), order.dataset_digest, split["classes"], str(order.tests))
         return (params["train"]["epochs"] * split["shots"], *named, params["method"]["name"])
 
     found: list[list[Order]] = []
@@ -164,13 +166,17 @@ def groups(orders: Sequence[Order]) -> list[list[Order]]:
     return found
 
 
-def _digest(trial: Trial, known: dict[str, str], settings: Settings) -> str:
-    """The content of a trial's data set as it is now; each is looked at once."""
-    dataset = trial.params.dataset
-    key = dataset.model_dump_json()
+def _digest(dataset: DatasetParams, known: dict[str, str], settings: Settings) -> str:
+    """The content of a data set as it is now; each is looked at once."""
+    key = dataset.model_dump_json(include=set(DatasetParams.model_fields))
     if key not in known:
         known[key] = cached_dataset(dataset, settings).digest
     return known[key]
+
+
+def _test_digests(trial: Trial, known: dict[str, str], settings: Settings) -> dict[str, str]:
+    """The same of the further test sets, by name."""
+    return {name: _digest(test, known, settings) for name, test in trial.params.tests.items()}
 
 
 def _weights_digest(trial: Trial, known: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +39,8 @@ class Order:
     parent: str
     """The sweep's run."""
     tags: dict[str, str]
+    tests: dict[str, str] = field(default_factory=dict)
+    """Digests of the further test sets' data, by name."""
 
     def line(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,6 +118,8 @@ def _train(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO
     params = [parse_params(order.params, where=order.name) for order in orders]
     try:
         dataset = expected_dataset(orders[0].dataset_digest, params[0].dataset, settings)
+        tests = {name: expected_dataset(digest, params[0].tests[name], settings)
+                 for name, digest in orders[0].tests.items()}  # fmt: skip
     except CoopError as error:
         return [error] * len(orders)
     spoken = time.monotonic()
@@ -127,7 +131,7 @@ def _train(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO
             done = (epoch.epoch + 1) / params[position].train.epochs
             _say(answers, {"event": "progress", "key": orders[position].key, "done": done})
 
-    return runner.run(params, dataset, on_epoch=on_epoch)
+    return runner.run(params, dataset, tests=tests, on_epoch=on_epoch)
 
 
 def _say(answers: IO[str], event: dict[str, Any]) -> None:

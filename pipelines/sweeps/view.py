@@ -1,8 +1,12 @@
 """A sweep for people: its standing in a line, its outcome as a table in the terminal and on Prefect's page."""
 
+import math
+import statistics
+
 from rich import box
 from rich.table import Table
 
+from coop_core.judging.transfer import harmonic_mean
 from coop_core.sweeps.sweep import Row, columns, short
 from pipelines import console
 from pipelines.records.trials import sweep_links
@@ -42,6 +46,7 @@ def print_outcome(outcome: Outcome, settings: Settings) -> None:
         f"{len(standing.results)} trials" + (f", {standing.found} of them on record before" if standing.found else "")
         + f", {len(standing.failures)} failed",
         *(f"failed      {reason}" for reason in sorted(set(standing.failures.values()))),
+        *(f"over all    {line}" for line in averages(outcome)),
         f"winner      {describe(best)}: validation {_percent(best, 'val_accuracy')}, test {_percent(best, 'accuracy')}",
         f"make it     git apply {patch} && dvc repro" if outcome.values
         else "make it     dvc repro  (params.yaml is the winner's already)",
@@ -72,14 +77,47 @@ def _cells(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
     """Column names, and a line for each choice on each task."""
     varied = [columns(row.task) | columns(row.choice) for row in outcome.rows]
     names = list(dict.fromkeys(name for values in varied for name in values))
+    tests = list(outcome.rows[0].results[0].trial.params.tests)
+    is_base_to_new = any(row.harmonic is not None for row in outcome.rows)
     lines = [
         [*(values.get(name, "") for name in names), str(len(row.results)), _percent(row, "val_accuracy"),
-         _percent(row, "accuracy"), f"{100 * row.mean('zero_shot_accuracy'):.1f}"]
+         _percent(row, "accuracy"), f"{100 * row.mean('zero_shot_accuracy'):.1f}",
+         *(_percent(row, f"tests/{test}/learned") for test in tests),
+         *([_harmonic(row)] if is_base_to_new else [])]
         for row, values in zip(outcome.rows, varied, strict=True)
     ]  # fmt: skip
-    return [*map(short, names), "seeds", "validation", "test", "zero-shot"], lines
+    own = "base" if is_base_to_new else "test"
+    head = [*map(short, names), "seeds", "validation", own, "zero-shot", *tests, *(["H"] if is_base_to_new else [])]
+    return head, lines
+
+
+def averages(outcome: Outcome) -> list[str]:
+    """Over several data sets, both published kinds of average of base and new, for every choice that has them all."""
+    new = outcome.rows[0].results[0].new
+    tasks = {str(row.task) for row in outcome.rows}
+    if new is None or len(tasks) < 2:
+        return []
+    by_choice: dict[str, list[Row]] = {}
+    for row in outcome.rows:
+        by_choice.setdefault(", ".join(columns(row.choice).values()) or "all", []).append(row)
+    lines = []
+    for choice, its in by_choice.items():
+        whole = [row.harmonic for row in its if row.harmonic is not None]
+        if len(whole) == len(tasks):
+            base = statistics.fmean(row.mean("accuracy") for row in its)
+            beyond = statistics.fmean(row.mean(f"tests/{new}/learned") for row in its)
+            named = {"base": base, "new": beyond, "H of these means": harmonic_mean(base, beyond),
+                     "mean of the H": statistics.fmean(whole)}  # fmt: skip
+            lines.append(f"{choice}: " + ", ".join(f"{name} {100 * value:.1f}" for name, value in named.items()))
+    return lines
+
+
+def _harmonic(row: Row) -> str:
+    return "-" if row.harmonic is None else f"{100 * row.harmonic:.1f}"
 
 
 def _percent(row: Row, metric: str) -> str:
+    if math.isnan(row.mean(metric)):
+        return "-"
     spread = f" ± {100 * row.spread(metric):.1f}" if len(row.results) > 1 else ""
     return f"{100 * row.mean(metric):.1f}{spread}"
