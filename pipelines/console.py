@@ -9,12 +9,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from coop_core.errors import CoopError
+from coop_core.errors import CoopError, ServiceError
+from pipelines import paths
 from pipelines.environment import quiet_libraries
 
 FAULT = 2
@@ -69,6 +71,19 @@ def _fail_unforeseen(error: Exception) -> NoReturn:
     reason = " ".join(str(error).split())[:200]
     fail(f"something unforeseen happened ({type(error).__name__}{': ' * bool(reason)}{reason}): "
          f"{file.name} says where; please report it with what you did")  # fmt: skip
+
+
+def require_project(otherwise: str = "") -> None:
+    """For what works in the project's folder alone, before anything is made in another one.
+
+    Raises
+    ------
+    ServiceError
+        In any other folder, with the way out and what may be done `otherwise`.
+    """
+    if not paths.PARAMS.exists() and not Path("dvc.yaml").exists():
+        raise ServiceError(f"this is not the project's folder: {Path.cwd()} has neither {paths.PARAMS} nor dvc.yaml; "
+                           f"change into the one that has them{otherwise}")  # fmt: skip
 
 
 class _Lines(logging.Handler):

@@ -134,7 +134,8 @@ def test_a_server_that_falls_silent_later_is_not_asked_for_minutes(monkeypatch):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(50)
-        settings = Settings(_env_file=None, tracking_uri=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        settings = Settings(_env_file=None, tracking_uri=address, registered_model="coop-prompt")
         with connected(settings):  # MLflow is imported
             begun = time.monotonic()
         with hurried(), pytest.raises(ServiceError, match=r"says: .*; correct COOP_TRACKING_URI or start the server"):

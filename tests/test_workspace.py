@@ -92,15 +92,17 @@ def test_nothing_is_removed_while_dvc_runs(project, said, below):
     (project / below).mkdir(exist_ok=True)
     command = [sys.executable, "-m", "dvc", "repro", "-q", f"{project}/dvc.yaml"]
     with subprocess.Popen(command, cwd=project / below, start_new_session=True) as running:
-        until = time.monotonic() + 60
-        while not (project / "begun").exists():
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        RWLOCK.write_text("")  # as another DVC leaves it that is killed now
-        mend_workspace()
-        assert RWLOCK.exists()
-        assert f"process {running.pid}" in said.text
-        os.killpg(running.pid, signal.SIGKILL)
+        try:
+            until = time.monotonic() + 60
+            while not (project / "begun").exists():
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            RWLOCK.write_text("")  # as another DVC leaves it that is killed now
+            mend_workspace()
+            assert RWLOCK.exists()
+            assert f"process {running.pid}" in said.text
+        finally:
+            os.killpg(running.pid, signal.SIGKILL)
     mend_workspace()
     assert not RWLOCK.exists()
 

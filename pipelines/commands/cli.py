@@ -13,6 +13,8 @@ _WAITED_FOR = _ASK_MLFLOW | {"predict", "card"}
 """Commands that a person waits for: they do not ask a silent server for minutes."""
 
 
+
+
 class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the words name; a sweep asks for MLflow in haste here, and is patient once under way."""
@@ -21,9 +23,24 @@ class _Commands(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name in _WAITED_FOR:
             ctx.with_resource(hurried())
-        if name in _ASK_MLFLOW | {"sweep"} and "--help" not in rest:
-            _require_mlflow()
+        if "--help" not in rest:
+            _require_place(str(name))
+            if name in _ASK_MLFLOW | {"sweep"}:
+                _require_mlflow()
         return name, command, rest
+
+
+def _require_place(command: str) -> None:
+    """What needs params.yaml, or keeps something beside it, works in the project's folder alone."""
+    from pipelines.console import require_project
+    from pipelines.settings import load_settings
+
+    if (
+        command in {"sweep", "promote", "up"}
+        or (command in {"down", "status"} and not load_settings().services_folder.is_absolute())
+        or (command == "ui" and not load_settings().tracking_uri.startswith("http"))
+    ):
+        require_project()
 
 
 app = typer.Typer(

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 from coop_core.errors import CoopError, ServiceError
+from pipelines.console import require_project
 from pipelines.environment import first_answer_within, use_tracking_login
 from pipelines.links import page
 from pipelines.settings import Settings, refusal, store_address, tracking_login
@@ -39,6 +40,7 @@ def connected(settings: Settings, *, way_out: str = "") -> Iterator[Any]:
     ServiceError
         When the server does not answer or refuses.
     """
+    _require_database(settings)
     import mlflow
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
@@ -91,6 +93,13 @@ def require_answer(settings: Settings) -> None:
                            f"start the server") from error  # fmt: skip
     except (HTTPException, ValueError) as error:
         log.debug("asked whether it is alive, MLflow's server answers in another way: %s", error)
+
+
+def _require_database(settings: Settings) -> None:
+    """MLflow makes the file that it does not find; outside the project's folder nobody wants it."""
+    path = Path(settings.tracking_uri.removeprefix("sqlite:///"))
+    if settings.tracking_uri.startswith("sqlite:///") and not path.is_absolute() and not path.exists():
+        require_project(", or name MLflow's server in COOP_TRACKING_URI")
 
 
 def find_experiment(client: Any, settings: Settings, name: str) -> str:
