@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,7 +35,8 @@ _FIRST_ANSWER_SECONDS = 5.0
 
 
 def quiet_libraries() -> None:
-    """Set defaults that a person's own environment overrides."""
+    """Set defaults that a person's own environment overrides, and silence what our own sentence says better."""
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # Pillow's, before we refuse the image
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from coop_core import errors
 from coop_core.errors import CoopError
@@ -243,3 +245,12 @@ def test_progress_that_never_starts_shows_nothing(capsys):
         pass
 
     assert "features of toys" not in capsys.readouterr().err
+
+
+def test_pillow_is_quiet_about_an_image_that_we_refuse_in_a_sentence_of_our_own():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        console.prepare()
+
+        said = "Image size (100000000 pixels) exceeds limit of 89478485 pixels"
+        warnings.warn(said, Image.DecompressionBombWarning, stacklevel=2)
