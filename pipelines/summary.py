@@ -109,7 +109,9 @@ def plain(text: str) -> str:
 def _markdown_table(evaluation: dict[str, Any]) -> str:
     head, *lines = _cells(evaluation)
     bold = [[f"**{cell}**" for cell in line] if line[0] == evaluation["method"] else line for line in lines]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *bold]
+    # MLflow's pages set the cells of a table side by side, so a space keeps them apart.
+    apart = [[line[0], *(f"&emsp;{cell}" for cell in line[1:])] for line in (head, *bold)]
+    rows = [apart[0], ["---", *["---:"] * (len(head) - 1)], *apart[1:]]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
