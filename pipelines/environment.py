@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -178,8 +179,12 @@ def mlflow_server_secrets(login: str) -> dict[str, str]:
 
 
 def inherited_environment() -> dict[str, str]:
-    """This process's variables for services: without a person's own PREFECT_ ones, and no proxy for loopback."""
+    """This process's variables for what it starts: without a person's own PREFECT_ ones, and no proxy for loopback.
+
+    This Python comes first on the path, because the stages of dvc.yaml begin with `python`.
+    """
     found = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    found["PATH"] = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), found.get("PATH")]))
     for name in ("NO_PROXY", "no_proxy"):
         found[name] = ",".join(filter(None, [found.get(name), "127.0.0.1,localhost"]))
     return found

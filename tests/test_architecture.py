@@ -55,9 +55,9 @@ INSIDE = {
     "pipelines.services": ["supervision workspace", "local"],
     "pipelines.sweeps": ["trainer outcome", "trainers", "sweeping", "view"],
     "pipelines.champion": ["proof", "promotion", "retraining"],
-    "pipelines.flows": ["lifeline client bootstrap", "trials sweep reconcile promote", "retrain"],
+    "pipelines.flows": ["lifeline client pools", "bootstrap trials sweep reconcile promote", "retrain"],
     "pipelines.stages": ["download split features baselines train evaluate report", "judge track", "__main__"],
-    "pipelines.commands": ["sweep predict compare", "cli"],
+    "pipelines.commands": ["beginning sweep predict compare", "cli"],
 }
 OWNERS = {
     "open_clip": "coop_core.backbone",

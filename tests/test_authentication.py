@@ -236,8 +236,8 @@ def test_mlflow_that_refuses_is_a_sentence_that_names_the_settings(server, plain
 def test_prefect_that_refuses_is_a_sentence_that_names_the_setting(server, status):
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from pipelines.flows.bootstrap import bootstrap
     from pipelines.flows.client import cancel_orphans
+    from pipelines.flows.pools import bootstrap
 
     server.status = status
     with temporary_settings({PREFECT_API_URL: server.url}):

@@ -121,6 +121,15 @@ def test_a_group_ends_with_its_owner(tmp_path, number):
     assert ends(leader)
 
 
+@pytest.mark.parametrize("path", ["/usr/bin:/bin", ""])
+def test_a_command_finds_the_python_that_started_it(tmp_path, monkeypatch, path):
+    """As the stages of dvc.yaml do below a worker that was started without the virtual environment on PATH."""
+    monkeypatch.setenv("PATH", path)
+    with Group(["python", "-c", "import sys; print(sys.executable)"], log=tmp_path / "log") as group:
+        assert group.wait(20) == 0
+    assert (tmp_path / "log").read_text().strip() == sys.executable
+
+
 def test_lines_go_to_the_command_and_come_back(tmp_path):
     echo = [sys.executable, "-c", "import sys\nfor line in sys.stdin: print('heard', line.strip(), flush=True)"]
     with Group(echo, log=tmp_path / "log", talk=True) as group:

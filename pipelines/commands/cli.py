@@ -1,50 +1,15 @@
 """`coop`: the command line. Importing this module imports nothing heavy; each command does so in its body."""
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-_ASK_MLFLOW = {"compare", "promote", "rollback", "history", "reconcile"}
-_WAITED_FOR = _ASK_MLFLOW | {"predict", "card"}
-"""Commands that a person waits for: they do not ask a silent server for minutes."""
-
-
-
-
-class _Commands(TyperGroup):
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the words name; a sweep asks for MLflow in haste here, and is patient once under way."""
-        from pipelines.environment import hurried
-
-        name, command, rest = super().resolve_command(ctx, args)
-        if name in _WAITED_FOR:
-            ctx.with_resource(hurried())
-        if "--help" not in rest:
-            _require_place(str(name))
-            if name in _ASK_MLFLOW | {"sweep"}:
-                _require_mlflow()
-        return name, command, rest
-
-
-def _require_place(command: str) -> None:
-    """What needs params.yaml, or keeps something beside it, works in the project's folder alone."""
-    from pipelines.console import require_project
-    from pipelines.settings import load_settings
-
-    if (
-        command in {"sweep", "promote", "up"}
-        or (command in {"down", "status"} and not load_settings().services_folder.is_absolute())
-        or (command == "ui" and not load_settings().tracking_uri.startswith("http"))
-    ):
-        require_project()
-
+from pipelines.commands.beginning import Commands, reachable
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     help="Prompt learning for CLIP-like models: train with `dvc repro`, answer and compare here.",
     no_args_is_help=True,
     add_completion=False,
@@ -52,26 +17,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-
-def _require_mlflow() -> None:
-    """Whether MLflow's server answers is known before anything slow is imported."""
-    from pipelines.environment import hurried
-    from pipelines.records.server import require_answer
-    from pipelines.settings import load_settings
-
-    with hurried():
-        require_answer(load_settings())
-
-
-def _reachable(model: str) -> str:
-    if re.fullmatch(r"(models:/)?[^/@:\s]+(@[^/@:\s]+|/\d+)", model) and not Path(model).is_dir():
-        _require_mlflow()
-    return model
-
-
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", callback=_reachable,
+    typer.Option("--model", "-m", callback=reachable,
                  help="An artefact's folder, or NAME@ALIAS or NAME/VERSION in the registry."),
 ]  # fmt: skip
 DEFAULT_MODEL = "artifacts/prompt"

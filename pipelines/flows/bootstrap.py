@@ -1,120 +1,25 @@
-"""A Prefect server -> one that has our work pools and ends runs whose process is gone; again changes nothing.
+"""`python -m pipelines.flows.bootstrap http://HOST:4200/api`: what a Prefect server needs before our flows come to it.
 
-`python -m pipelines.flows.bootstrap http://HOST:4200/api`, with the server's login in PREFECT_API_AUTH_STRING.
+The server's login is in PREFECT_API_AUTH_STRING. Imports nothing but the standard library until it can catch what an
+import raises.
 """
 
 import sys
-from datetime import timedelta
-
-import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateName,
-    FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
-)
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Crashed
-from prefect.workers.process import ProcessWorker
-
-from coop_core.errors import ServiceError
-from pipelines import console
-from pipelines.settings import refusal
-
-POOLS = {
-    "cpu": "Flows that wait for others and work that needs no accelerator.",
-    "gpu": "Trials: one worker a device, one run at a time each.",
-}
-CRASH_ZOMBIES = "crash-zombies"
-SILENCE = timedelta(seconds=90)
-"""Three heartbeats of the workers that `make up` starts."""
 
 
-def bootstrap(api_url: str, *, without_workers: bool = False) -> None:
-    """Create what is missing on a server and set what is there as it should be.
-
-    `without_workers` says that no worker of our pools is alive, so that what seems to run there is lost.
-
-    Raises
-    ------
-    ServiceError
-        When the server does not answer or refuses.
-    """
+def main() -> None:
     try:
-        with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
-            for name, description in POOLS.items():
-                _ensure_pool(client, name, description)
-            _ensure_automation(client)
-            if without_workers:
-                _crash_lost_runs(client)
-    except (httpx.HTTPError, PrefectHTTPStatusError) as error:
-        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
-        if refused := refusal(status, "PREFECT_API_AUTH_STRING to NAME:PASSWORD"):
-            raise ServiceError(f"Prefect at {api_url} {refused}") from error
-        reason = " ".join(str(error).split())[:300]
-        raise ServiceError(f"Prefect at {api_url} says: {reason}; correct the address or start the server") from error
-
-
-def zombie_automation() -> AutomationCore:
-    """Crash a flow run whose heartbeat stops without an end; the server cannot see a killed process otherwise."""
-    beat = "prefect.flow-run.heartbeat"
-    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-    return AutomationCore(
-        name=CRASH_ZOMBIES,
-        description=f"Flow runs without a heartbeat for {SILENCE.seconds} seconds become crashed.",
-        trigger=EventTrigger(
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            for_each={"prefect.resource.id"},
-            after={beat},
-            expect={beat} | ends,
-            posture=Posture.Proactive,
-            threshold=1,
-            within=SILENCE,
-        ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat: its process is gone")],
-    )
-
-
-def _ensure_pool(client: SyncPrefectClient, name: str, description: str) -> None:
-    try:
-        client.read_work_pool(name)
-    except ObjectNotFound:
-        template = ProcessWorker.get_default_base_job_template()
-        pool = WorkPoolCreate(name=name, type="process", description=description, base_job_template=template)
-        client.create_work_pool(pool)
-
-
-def _ensure_automation(client: SyncPrefectClient) -> None:
-    wanted, found = zombie_automation(), client.read_automations_by_name(CRASH_ZOMBIES)
-    if not found:
-        client.create_automation(wanted)
-    elif (found[0].trigger, found[0].actions) != (wanted.trigger, wanted.actions):
-        # An update forgets which runs it was watching, so not without need.
-        client.update_automation(found[0].id, wanted)
-
-
-def _crash_lost_runs(client: SyncPrefectClient) -> None:
-    """The automation misses runs whose silence began before a stop of the server longer than its patience."""
-    types = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
-    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=types),
-                               name=FlowRunFilterStateName(not_any_=["Suspended"]))  # fmt: skip
-    pools = WorkPoolFilter(name=WorkPoolFilterName(any_=list(POOLS)))
-    while runs := client.read_flow_runs(flow_run_filter=FlowRunFilter(state=state), work_pool_filter=pools):
-        for run in runs:
-            client.set_flow_run_state(run.id, Crashed(message="its process is gone"), force=True)
-
-
-if __name__ == "__main__":
+        from pipelines import console
+        from pipelines.flows.pools import bootstrap
+    except ImportError as error:
+        sys.stderr.write(f"error: {error}: this Python ({sys.executable}) lacks what the project installs: "
+                         "put .venv/bin first on PATH, or run `make demo`\n")  # fmt: skip
+        sys.exit(2)
     address, *flags = sys.argv[1:] or [""]
     if not address.startswith("http") or flags not in ([], ["--without-workers"]):
         console.fail("name the server: python -m pipelines.flows.bootstrap http://HOST:4200/api")
     console.run(lambda: bootstrap(address, without_workers=bool(flags)))
+
+
+if __name__ == "__main__":
+    main()

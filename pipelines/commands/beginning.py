@@ -1,0 +1,56 @@
+"""Beginning: the words of a command line -> its command, once it is known that it can work here; nothing heavy yet."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from typer.core import TyperGroup
+
+_ASK_MLFLOW = {"compare", "promote", "rollback", "history", "reconcile"}
+_WAITED_FOR = _ASK_MLFLOW | {"predict", "card"}
+"""Commands that a person waits for: they do not ask a silent server for minutes."""
+
+
+class Commands(TyperGroup):
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the words name; a sweep asks for MLflow in haste here, and is patient once under way."""
+        from pipelines.environment import hurried
+
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in _WAITED_FOR:
+            ctx.with_resource(hurried())
+        if "--help" not in rest:
+            _require_place(str(name))
+            if name in _ASK_MLFLOW | {"sweep"}:
+                _require_mlflow()
+        return name, command, rest
+
+
+def _require_place(command: str) -> None:
+    """What needs params.yaml, or keeps something beside it, works in the project's folder alone."""
+    from pipelines.console import require_project
+    from pipelines.settings import load_settings
+
+    if (
+        command in {"sweep", "promote", "up"}
+        or (command in {"down", "status"} and not load_settings().services_folder.is_absolute())
+        or (command == "ui" and not load_settings().tracking_uri.startswith("http"))
+    ):
+        require_project()
+
+
+def _require_mlflow() -> None:
+    """Whether MLflow's server answers is known before anything slow is imported."""
+    from pipelines.environment import hurried
+    from pipelines.records.server import require_answer
+    from pipelines.settings import load_settings
+
+    with hurried():
+        require_answer(load_settings())
+
+
+def reachable(model: str) -> str:
+    """The option --model as it is, once a server that must give the version answers."""
+    if re.fullmatch(r"(models:/)?[^/@:\s]+(@[^/@:\s]+|/\d+)", model) and not Path(model).is_dir():
+        _require_mlflow()
+    return model
