@@ -137,9 +137,8 @@ def test_predict_compare_and_card_answer_in_the_clone(demo: Path, tmp_path: Path
     Image.new("RGB", (50, 40), "navy").save(tmp_path / "a.png")
     answer = run(["python", "-m", "pipelines.commands.cli", "predict", str(tmp_path), "--json", "--top", "2"], demo)
     assert len(json.loads(answer.stdout)["labels"]) == 2
-    registered = run(
-        ["python", "-m", "pipelines.commands.cli", "predict", str(tmp_path), "--model", "coop-fashion-mnist@candidate"], demo
-    )
+    command = ["python", "-m", "pipelines.commands.cli", "predict", str(tmp_path)]
+    registered = run([*command, "--model", "coop-fashion-mnist@candidate"], demo)
     assert registered.returncode == 0, registered.stderr
     assert "coop-fashion-mnist/1" in run(["python", "-m", "pipelines.commands.cli", "compare"], demo).stdout
     assert "weights_digest" in run(["python", "-m", "pipelines.commands.cli", "card"], demo).stdout
