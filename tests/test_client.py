@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -48,6 +49,7 @@ def sweep(folder: Path, *, server: int, own: int) -> str:
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     ended = subprocess.run(
         [sys.executable, "-m", "pipelines.commands.cli", "sweep"], cwd=folder, capture_output=True, text=True,
+        timeout=120,
         env=os.environ | {"COOP_PREFECT_API_URL": f"http://127.0.0.1:{server}/api", "COOP_PREFECT_PORT": str(own),
                           "COOP_RETRAIN_CRON": "0 4 * * *", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -76,4 +78,15 @@ def test_a_server_that_is_away_is_started_by_whoever_started_it(tmp_path, port, 
     nobody = free_port()
     said = sweep(tmp_path, server=nobody, own=nobody if own else port)
 
-    assert said.endswith(f"; correct COOP_PREFECT_API_URL or {way_out}\n")
+    assert said.endswith(f" does not answer (Connection refused): correct COOP_PREFECT_API_URL or {way_out}\n")
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50)
+        port = listener.getsockname()[1]
+        said = sweep(tmp_path, server=port, own=port)
+
+    assert said == f"error: Prefect at http://127.0.0.1:{port}/api does not answer (nothing in 5 s): correct " \
+                   "COOP_PREFECT_API_URL or `make up`\n"  # fmt: skip

@@ -28,6 +28,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelling
 
 from coop_core.errors import ServiceError
+from pipelines.records.server import silence
 from pipelines.records.trials import trial_states
 from pipelines.settings import Settings, is_own, load_settings, refusal
 from pipelines.sweeps.trainer import Order
@@ -35,6 +36,8 @@ from pipelines.sweeps.trainer import Order
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 3.0
+_FIRST_SECONDS = 5.0
+"""For a server's first answer."""
 _GROUPS = 3
 """Groups of trials a run: starting a run and its trainer costs about as much as training a small group."""
 _WAITING = 20
@@ -70,8 +73,24 @@ def connection() -> Iterator[SyncPrefectClient]:
         if refused := refusal(status, "COOP_PREFECT_API_AUTH to NAME:PASSWORD"):
             raise ServiceError(f"Prefect at {where} {refused}") from error
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        start = "`make up`" if is_own(where, load_settings().prefect_port) else "start that server"
-        raise ServiceError(f"Prefect at {where} says: {reason}; correct COOP_PREFECT_API_URL or {start}") from error
+        raise ServiceError(f"Prefect at {where} says: {reason}; {_starting(where)}") from error
+
+
+def require_answer() -> None:
+    """The server of PREFECT_API_URL answers now, while a person waits; its client would ask for minutes.
+
+    Raises
+    ------
+    ServiceError
+    """
+    where = get_current_settings().api.url or ""
+    if said := silence(f"{where}/health", within=_FIRST_SECONDS):
+        raise ServiceError(f"Prefect at {where} does not answer ({said}): {_starting(where)}")
+
+
+def _starting(where: str) -> str:
+    own = is_own(where, load_settings().prefect_port)
+    return f"correct COOP_PREFECT_API_URL or {'`make up`' if own else 'start that server'}"
 
 
 def _deploying(where: str) -> str:

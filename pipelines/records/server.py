@@ -80,19 +80,24 @@ def require_answer(settings: Settings) -> None:
     within = first_answer_within()
     if within is None or not settings.tracking_uri.startswith("http"):
         return
+    if said := silence(f"{settings.tracking_uri.rstrip('/')}/health", within=within):
+        raise ServiceError(f"MLflow at {settings.tracking_uri} does not answer ({said}): correct COOP_TRACKING_URI or "
+                           "start the server")  # fmt: skip
+
+
+def silence(address: str, *, within: float) -> str:
+    """Why a server says nothing in so many seconds; empty where it says anything at all."""
     try:
-        urlopen(f"{settings.tracking_uri.rstrip('/')}/health", timeout=within).close()
+        urlopen(address, timeout=within).close()
     except HTTPError as error:
         error.close()
     except OSError as error:
         reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):  # certificates are the client's business
-            return
-        said = getattr(reason, "strerror", None) or f"nothing in {within:g} s"
-        raise ServiceError(f"MLflow at {settings.tracking_uri} does not answer ({said}): correct COOP_TRACKING_URI or "
-                           f"start the server") from error  # fmt: skip
+        if not isinstance(reason, ssl.SSLError):  # certificates are its client's business
+            return getattr(reason, "strerror", None) or f"nothing in {within:g} s"
     except (HTTPException, ValueError) as error:
-        log.debug("asked whether it is alive, MLflow's server answers in another way: %s", error)
+        log.debug("%s answers in another way than HTTP's: %s", address, error)
+    return ""
 
 
 def _require_database(settings: Settings) -> None:
