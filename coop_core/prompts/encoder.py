@@ -110,7 +110,7 @@ def encode_together(encoders: Sequence[PromptEncoder], context_vectors: Sequence
 
 
 def _warn_of_half_precision(tower: TextTower, engine: Engine) -> None:
-    """On towers whose padded batches go through their own module, autocast converts frozen weights in every pass.
+    """What half precision gains on towers whose padded batches go through their own module depends on the processor.
 
     Raises
     ------
