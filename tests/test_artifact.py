@@ -87,7 +87,7 @@ def test_the_card_says_what_made_it(saved, backbone):
     assert card["backbone"]["weights_digest"] == backbone.weights_digest
     assert card["data"]["train_digest"] == _split().train_digest
     assert card["learned"] == {"context_vectors": [3, backbone.text_tower.width]}
-    assert card["training"] == {"epochs": 1, "last": {"epoch": 0, "loss": 1.5}}
+    assert card["training"] == {"is_built": False, "epochs": 1, "last": {"epoch": 0, "loss": 1.5}}
 
 
 def test_shared_context_bound_to_other_classes_is_the_encoding_of_their_names(saved, backbone):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from running_services import free_port
 
+from pipelines.flows.bootstrap import main
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -27,8 +29,11 @@ def test_a_python_without_what_the_project_installs_is_a_sentence():
 
 
 @pytest.mark.parametrize("words", [[], ["localhost"], ["http://127.0.0.1:1/api", "--all"]])
-def test_words_that_name_no_server_are_a_sentence(words):
-    assert bootstrap(*words) == "error: name the server: python -m pipelines.flows.bootstrap http://HOST:4200/api\n"
+def test_words_that_name_no_server_are_a_sentence(monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["bootstrap", *words])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main()
+    assert capsys.readouterr().err == "error: name the server: python -m pipelines.flows.bootstrap http://HOST:4200/api\n"
 
 
 def test_a_server_that_is_away_is_a_sentence():

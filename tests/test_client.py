@@ -69,10 +69,12 @@ def test_a_server_of_ones_own_without_deployments_is_told_how_to_get_them(tmp_pa
     assert "make up" not in said
 
 
+@pytest.mark.slow
 def test_the_server_of_make_up_without_deployments_gets_them_from_make_up(tmp_path, port):
     assert sweep(tmp_path, server=port, own=port).endswith(": `make up` deploys\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("own", "way_out"), [(True, "`make up`"), (False, "start that server")])
 def test_a_server_that_is_away_is_started_by_whoever_started_it(tmp_path, port, own, way_out):
     nobody = free_port()
@@ -81,6 +83,7 @@ def test_a_server_that_is_away_is_started_by_whoever_started_it(tmp_path, port, 
     assert said.endswith(f" does not answer (Connection refused): correct COOP_PREFECT_API_URL or {way_out}\n")
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_is_not_waited_for(tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -56,6 +56,7 @@ def test_records_on_a_server_are_asked_for_from_anywhere(elsewhere, words):
     assert ended.stderr.startswith(f"error: MLflow at {server} does not answer")
 
 
+@pytest.mark.slow
 def test_a_database_that_is_there_is_read_from_anywhere(elsewhere, tmp_path_factory):
     database = tmp_path_factory.mktemp("records") / "mlflow.db"
     ended = coop(elsewhere, "compare", COOP_TRACKING_URI=f"sqlite:///{database}")

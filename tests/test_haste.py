@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -46,12 +47,12 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(params=["nobody", "silent"])
-def server(request: pytest.FixtureRequest) -> Iterator[str]:
+@contextmanager
+def server(kind: str) -> Iterator[str]:
     """The address of a server that is gone, or of one that takes a connection and never answers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        if request.param == "silent":
+        if kind == "silent":
             listener.listen(50)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -68,7 +69,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_gives_up_on_a_silent_server_within_15_seconds(folder, server, command):
+def test_a_command_gives_up_at_once_on_a_server_that_is_gone(folder, command):
+    with server("gone") as address:
+        _gives_up(folder, address, command)
+
+
+@pytest.mark.parametrize(
+    "command", [name if name == "rollback" else pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS]
+)
+def test_a_command_gives_up_on_a_silent_server_within_15_seconds(folder, command):
+    with server("silent") as address:
+        _gives_up(folder, address, command)
+
+
+def _gives_up(folder: Path, server: str, command: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COOP_", "MLFLOW_"))}
     words = [sys.executable, "-m", "pipelines.commands.cli", *COMMANDS[command]]
     begun = time.monotonic()

@@ -26,7 +26,7 @@ ANY = st.sampled_from([1, 6, 35]).flatmap(lambda least: prompts_of(least=least))
 MANY = prompts_of(least=35)
 of_any_prompts = given(prompts=ANY)
 of_many_prompts = given(prompts=MANY)
-moderately = settings(max_examples=60, deadline=None, derandomize=True)
+moderately = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def test_common_beginnings_stand_once_and_branches_follow_them():

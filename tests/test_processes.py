@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines import processes
 from pipelines.processes import Group
 
 SLEEPER = [sys.executable, "-c", "import subprocess, sys, time\n"
@@ -71,7 +72,8 @@ def test_leaving_the_block_ends_the_command_and_its_children(tmp_path):
     assert ends(leader, seconds=2)  # the system takes a moment to bury what was killed
 
 
-def test_a_command_that_ignores_the_request_is_killed(tmp_path):
+def test_a_command_that_ignores_the_request_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_GRACE_SECONDS", 1.0)
     stubborn = [sys.executable, "-c", "import signal, time\nsignal.signal(15, signal.SIG_IGN)\n"
                 "print('up', flush=True)\ntime.sleep(600)"]  # fmt: skip
     with Group(stubborn, log=tmp_path / "log") as group:
@@ -100,7 +102,8 @@ def test_a_child_of_the_command_has_time_to_close_what_it_has_open(tmp_path, by_
     assert (tmp_path / "closed").exists()
 
 
-def test_killing_the_guard_alone_leaves_the_rest_to_the_owner(tmp_path):
+def test_killing_the_guard_alone_leaves_the_rest_to_the_owner(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_GRACE_SECONDS", 1.0)
     with Group(SLEEPER, log=tmp_path / "log") as group:
         leader = started(group, tmp_path / "log")
         os.kill(leader, signal.SIGKILL)
@@ -108,7 +111,12 @@ def test_killing_the_guard_alone_leaves_the_rest_to_the_owner(tmp_path):
     assert ends(leader)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=SLOW), pytest.param(signal.SIGINT, marks=SLOW)]
+)
 def test_a_group_ends_with_its_owner(tmp_path, number):
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

@@ -3,6 +3,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from coop_core.errors import DatasetError
 from coop_core.judging.evaluation import evaluate
 from coop_core.params import TrainParams
+from coop_core.report import style
 from coop_core.report.findings import shortcomings, unfinished_epochs
 from coop_core.report.page import write_report
 from coop_core.training import learning_rate_at
@@ -99,9 +101,16 @@ ENDED = trained([2.0, 1.0, 0.5] + [0.5] * 17)
 
 
 def render(arguments: dict[str, Any]) -> str:
+    """The page with every picture drawn, which takes most of the time."""
     path = arguments["image_root"] / "report.html"
     write_report(path, **arguments)
     return path.read_text(encoding="utf-8")
+
+
+def written(arguments: dict[str, Any]) -> str:
+    """The page without its pictures, for tests of its words."""
+    with mock.patch.object(style, "_draw", lambda figure, buffer, **how: buffer.write("<svg></svg>")):
+        return render(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +142,9 @@ def test_a_class_name_cannot_become_an_element(tmp_path: Path):
 def test_a_homepage_that_is_no_web_address_is_no_link(tmp_path: Path):
     arguments = inputs(tmp_path)
     arguments["dataset_about"]["homepage"] = "javascript:alert(1)"
-    assert not any("javascript" in (attributes.get("href") or "") for _, attributes in Page(render(arguments)).elements)
+    assert not any(
+        "javascript" in (attributes.get("href") or "") for _, attributes in Page(written(arguments)).elements
+    )
 
 
 def test_the_summary_states_the_change_against_the_hand_written_prompt(html: str):
@@ -144,7 +155,7 @@ def test_the_summary_states_the_change_against_the_hand_written_prompt(html: str
 
 
 def test_a_method_below_zero_shot_is_called_so(tmp_path: Path):
-    text = Page(render(inputs(tmp_path, wrong=12))).text
+    text = Page(written(inputs(tmp_path, wrong=12))).text
     assert "33.3 points fewer than the hand-written prompt" in text
     assert "\N{MINUS SIGN}33.3" in text
 
@@ -210,14 +221,14 @@ def test_the_last_tenth_is_counted_in_learning_rate_so_that_a_schedule_that_ends
 
 def test_what_speaks_against_a_run_stands_before_all_numbers(tmp_path: Path):
     arguments = inputs(tmp_path, wrong=12)
-    html = render({**arguments, "curve": trained([3 - 0.05 * i for i in range(40)])})
+    html = written({**arguments, "curve": trained([3 - 0.05 * i for i in range(40)])})
     first_lines = html[html.index("<h1>") : html.index('class="tiles"')]
     assert "33.3 points below zero-shot" in first_lines
     assert "Training had not ended" in first_lines
 
 
 def test_a_run_without_shortcomings_has_no_list_of_them(tmp_path: Path):
-    html = render(inputs(tmp_path) | {"curve": ENDED})
+    html = written(inputs(tmp_path) | {"curve": ENDED})
     assert not any(attributes.get("class") == "shortcomings" for _, attributes in Page(html).elements)
 
 
@@ -241,7 +252,7 @@ def test_several_numbers_of_shots_show_a_few_shot_curve(html: str):
 def test_one_number_of_shots_shows_no_few_shot_curve(tmp_path: Path):
     arguments = inputs(tmp_path)
     arguments["evaluations"]["few_shot_curve"] = arguments["evaluations"]["few_shot_curve"][-1:]
-    assert "shots" not in Page(render(arguments)).ids
+    assert "shots" not in Page(written(arguments)).ids
 
 
 def test_mistakes_are_shown_with_what_they_were_taken_for(html: str):
@@ -250,14 +261,14 @@ def test_mistakes_are_shown_with_what_they_were_taken_for(html: str):
 
 
 def test_without_a_misclassified_image_the_page_says_so(tmp_path: Path):
-    text = Page(render(inputs(tmp_path, wrong=0))).text
+    text = Page(written(inputs(tmp_path, wrong=0))).text
     assert "No test image was misclassified" in text
     assert "was taken for" not in text
 
 
 def test_thumbnails_are_small_and_a_few_dozen(tmp_path: Path):
     arguments = inputs(tmp_path, [f"class {i}" for i in range(9)], wrong=40, each=12)
-    sources = [attributes["src"] or "" for tag, attributes in Page(render(arguments)).elements if tag == "img"]
+    sources = [attributes["src"] or "" for tag, attributes in Page(written(arguments)).elements if tag == "img"]
     assert 10 < len(sources) <= 56
     assert all(source.startswith("data:image/jpeg;base64,") and len(source) < 8000 for source in sources)
 
@@ -266,14 +277,14 @@ def test_an_image_in_an_array_can_be_shown(tmp_path: Path):
     arguments = inputs(tmp_path, wrong=1)
     np.save(tmp_path / "test.npy", np.zeros((2, 28, 28), dtype=np.uint8))
     arguments["predictions"][0]["path"] = "test.npy#1"
-    assert any(attributes.get("alt") == "Test image test.npy#1" for _, attributes in Page(render(arguments)).elements)
+    assert any(attributes.get("alt") == "Test image test.npy#1" for _, attributes in Page(written(arguments)).elements)
 
 
 def test_a_missing_image_is_an_error(tmp_path: Path):
     arguments = inputs(tmp_path)
     arguments["predictions"][0]["path"] = "gone.png"
     with pytest.raises(DatasetError, match=r"gone\.png is missing"):
-        render(arguments)
+        written(arguments)
 
 
 def test_nearest_words_stand_beside_the_distance_between_words(html: str):
@@ -290,7 +301,7 @@ def vectors(*rows: str) -> dict[str, Any]:
 
 
 def test_nearest_words_that_are_the_same_for_all_vectors_are_said_once(tmp_path: Path):
-    html = render(inputs(tmp_path) | {"words": vectors("the and of", "and the of", "the of and")})
+    html = written(inputs(tmp_path) | {"words": vectors("the and of", "and the of", "the of and")})
     text = " ".join(Page(html).text.split())
     assert (
         "There is no table, because it would repeat one row 3 times: every vector has the same nearest words, the, "
@@ -301,7 +312,7 @@ def test_nearest_words_that_are_the_same_for_all_vectors_are_said_once(tmp_path:
 
 @pytest.mark.parametrize("rows", [("the and",), ("the and", "the of")])
 def test_nearest_words_that_tell_vectors_apart_stand_in_a_table(tmp_path: Path, rows: tuple[str, ...]):
-    html = render(inputs(tmp_path) | {"words": vectors(*rows)})
+    html = written(inputs(tmp_path) | {"words": vectors(*rows)})
     assert "Nearest words and their distance" in html
     assert "There is no table" not in html
 
@@ -339,7 +350,7 @@ def test_class_specific_context_explains_why_no_words_are_listed(tmp_path: Path)
     arguments = inputs(tmp_path)
     arguments["words"] = None
     arguments["card"]["method"]["class_specific"] = True
-    text = Page(render(arguments)).text
+    text = Page(written(arguments)).text
     assert "the context is class-specific, so each of the 3 classes has learned vectors of its own" in text
     assert "coincidence" not in text
 
@@ -372,7 +383,7 @@ def of_method(arguments: dict[str, Any], method: str, *, is_built: bool = False,
     ],
 )
 def test_every_method_is_named_in_words(tmp_path: Path, method: str, title: str, spoken: str):
-    html = render(of_method(inputs(tmp_path, wrong=12), method))
+    html = written(of_method(inputs(tmp_path, wrong=12), method))
     text = Page(html).text
     assert f"<h1>{title} on Satellite</h1>" in html
     assert f"a class, {spoken} answers" in text
@@ -383,7 +394,7 @@ def test_every_method_is_named_in_words(tmp_path: Path, method: str, title: str,
 def test_what_is_built_at_once_has_its_accuracies_in_words_and_no_curve(tmp_path: Path):
     arguments = of_method(inputs(tmp_path), "class_mean", is_built=True)
     arguments["curve"][0] |= {"accuracy": 0.75, "val_accuracy": 0.5}
-    html = render(arguments)
+    html = written(arguments)
     text = " ".join(Page(html).text.split())
     assert (
         "The class mean is built from its examples at once, without epochs. It is right on 75 % of the training "
@@ -394,27 +405,27 @@ def test_what_is_built_at_once_has_its_accuracies_in_words_and_no_curve(tmp_path
 
 
 def test_a_method_without_context_has_no_section_on_it(tmp_path: Path):
-    page = Page(render(of_method(inputs(tmp_path), "class_mean", is_built=True)))
+    page = Page(written(of_method(inputs(tmp_path), "class_mean", is_built=True)))
     assert "words" not in page.ids
     assert "#words" not in {attributes.get("href") for _, attributes in page.elements}
 
 
 @pytest.mark.parametrize(("prompts", "cost"), [(0, "one matrix product"), (3, "3 prompts through the text tower")])
 def test_the_first_lines_say_what_an_answer_costs(tmp_path: Path, prompts: int, cost: str):
-    html = render(of_method(inputs(tmp_path), "cocoop", prompts=prompts))
+    html = written(of_method(inputs(tmp_path), "cocoop", prompts=prompts))
     first_lines = html[html.index("<h1>") : html.index('class="tiles"')]
     assert f"Once its image is encoded, an answer costs {cost}." in first_lines
 
 
 def test_context_that_shifts_with_the_image_is_called_the_one_before_the_shift(tmp_path: Path):
-    still, shifting = (Page(render(of_method(inputs(tmp_path), "cocoop", prompts=p))).text for p in (0, 3))
+    still, shifting = (Page(written(of_method(inputs(tmp_path), "cocoop", prompts=p))).text for p in (0, 3))
     assert "The learned prompt is 1 vector and the class name." in still
     assert "The learned prompt is 1 vector, before the image's own shift, and the class name." in shifting
 
 
 @pytest.mark.parametrize(("wrong", "verdict"), [(0, "under-confident"), (2, "as confident as"), (9, "over-confident")])
 def test_calibration_is_said_in_words(tmp_path: Path, wrong: int, verdict: str):
-    assert verdict in Page(render(inputs(tmp_path, wrong=wrong, each=5))).text  # 13 of 15 is the confidence
+    assert verdict in Page(written(inputs(tmp_path, wrong=wrong, each=5))).text  # 13 of 15 is the confidence
 
 
 def test_what_made_it_is_shown_whole(html: str):
@@ -434,4 +445,4 @@ def test_a_class_without_test_images_is_not_the_worst(tmp_path: Path):
     arguments = inputs(tmp_path)
     for each in arguments["evaluations"]["classifiers"].values():
         each["confusion"] = [[3, 1, 0], [0, 4, 0], [0, 0, 0]]
-    assert "0.0\u202f% of 0 correct" not in Page(render(arguments)).text
+    assert "0.0\u202f% of 0 correct" not in Page(written(arguments)).text

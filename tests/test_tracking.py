@@ -314,6 +314,7 @@ def served(settings, history, tmp_path_factory) -> dict[str, Any]:
     return json.loads((folder / "answers.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_candidate_answers_images_with_a_label_and_its_probability(served):
     for answer in (served["answers"][0], served["answers"][-1]):
         assert set(answer["labels"]) == set(NAMES)
@@ -321,12 +322,14 @@ def test_the_candidate_answers_images_with_a_label_and_its_probability(served):
         assert answer["error"] == ""
 
 
+@pytest.mark.slow
 def test_the_probabilities_of_the_candidate_sum_to_1(served):
     sums = [sum(answer["probabilities"]) for answer in served["answers"] if not answer["error"]]
 
     assert sums == pytest.approx([1.0, 1.0])
 
 
+@pytest.mark.slow
 def test_a_row_that_is_no_image_gets_its_reason_and_leaves_the_others_alone(served):
     errors = [answer["error"] for answer in served["answers"]]
 
@@ -335,10 +338,12 @@ def test_a_row_that_is_no_image_gets_its_reason_and_leaves_the_others_alone(serv
     assert errors[2].startswith("the image is not base64 text: send the file's bytes in base64")
 
 
+@pytest.mark.slow
 def test_a_request_for_the_best_class_alone_gets_one(served):
     assert [len(answer["labels"]) for answer in served["top"]] == [1, 0, 0, 0, 1]
 
 
+@pytest.mark.slow
 def test_a_request_without_any_image_is_answered(served):
     assert served["none"] == [1, 5]
 
