@@ -21,7 +21,7 @@ demo: $(VENV)/ready
 	dvc repro
 
 test: check
-	pytest -n auto
+	pytest -n auto --dist loadfile
 
 test-slow: $(VENV)/ready
 	pytest -m slow

@@ -36,6 +36,7 @@ def test_words_that_name_no_server_are_a_sentence(monkeypatch, capsys, words):
     assert capsys.readouterr().err == "error: name the server: python -m pipelines.flows.bootstrap http://HOST:4200/api\n"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_a_sentence():
     address = f"http://127.0.0.1:{free_port()}/api"
     assert bootstrap(address).startswith(f"error: Prefect at {address} says: ")

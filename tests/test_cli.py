@@ -484,7 +484,8 @@ def test_card_of_a_damaged_artefact_is_a_sentence(coop, project):
     assert "is damaged" in coop("card").sentence
 
 
-def test_compare_refuses_an_unknown_column_with_the_known_ones(coop):
+def test_compare_refuses_an_unknown_column_with_the_known_ones(coop, project):
+    (project / "params.yaml").touch()
     assert coop("compare", "--sort", "size").sentence == "--sort size is not one of: when, accuracy, gain"
 
 

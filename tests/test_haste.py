@@ -115,6 +115,7 @@ def test_haste_ends_with_its_block():
     assert not set(NAMES) & set(os.environ)
 
 
+@pytest.mark.slow
 def test_a_sweep_and_its_trainers_are_patient(folder, monkeypatch):
     """They live for hours, and MLflow's server may be started again meanwhile."""
     monkeypatch.chdir(folder)

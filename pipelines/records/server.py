@@ -76,7 +76,9 @@ def require_answer(settings: Settings) -> None:
     Raises
     ------
     ServiceError
+        Also where a database would be made outside the project's folder.
     """
+    _require_database(settings)
     within = first_answer_within()
     if within is None or not settings.tracking_uri.startswith("http"):
         return
