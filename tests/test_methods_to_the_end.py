@@ -112,6 +112,16 @@ def test_the_record_has_the_figures_of_the_method_and_those_of_the_baselines(don
     assert next(iter(metrics)) == "accuracy"  # what MLflow's comparison shows first
 
 
+def test_the_record_names_the_recipe_of_training_where_there_was_one(done, tmp_path):
+    """MLflow's comparison shows no learning rate of what was built at once."""
+    evaluation = read(paths.EVALUATION / "evaluation.json")
+    prompt = track.with_metrics(paths.PROMPT, tmp_path / "prompt", evaluation)
+    named = track.make_record(evaluation, prompt).params
+
+    assert ("train.learning_rate" in named) == any(name.startswith("train.") for name in named) == (done[1] == "cocoop")
+    assert "split.shots" in named
+
+
 def test_the_record_says_how_long_training_took(done, tmp_path):
     evaluation = read(paths.EVALUATION / "evaluation.json")
     seconds = read(paths.TIMING)["seconds"]["2"]
@@ -139,4 +149,6 @@ def test_the_card_on_the_command_line_begins_with_what_an_answer_costs(done, cap
     cli.card(model="artifacts/prompt")
 
     cost = "3 prompts through the text tower" if done[1] == "cocoop" else "one matrix product"
-    assert capsys.readouterr().out.startswith(f"answer: costs {cost} once its image is encoded\nschema: ")
+    said = capsys.readouterr().out
+    assert said.startswith(f"answer: costs {cost} once its image is encoded\nschema: ")
+    assert ("\nengine:" in said) == (done[1] == "cocoop")

@@ -230,4 +230,4 @@ def test_values_that_reach_the_model_without_a_schema_are_told_apart(model, expe
     answer = plain.predict(None, pd.DataFrame({"image": pd.Series([make()], dtype=object)})).iloc[0]
 
     assert answer["label"] == (expected["label"] if answered else "")
-    assert answer["error"] == ("" if answered else f"the image is a {type(make()).__name__}, not base64 text")
+    assert answer["error"] == ("" if answered else f"the image is given as {type(make()).__name__}, not as base64 text")

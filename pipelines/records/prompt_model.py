@@ -67,7 +67,7 @@ def _file_bytes(value: Any) -> bytes | str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "the image is missing"
     if not isinstance(value, str | bytes):
-        return f"the image is a {type(value).__name__}, not base64 text"
+        return f"the image is given as {type(value).__name__}, not as base64 text"
     if not value:
         return "the image is empty"
     if isinstance(value, bytes):

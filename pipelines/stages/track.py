@@ -76,11 +76,12 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
     curve, timing = read_table(paths.PROMPT / "curve.csv"), read_json(paths.TIMING)
     learned_tensors = {name: digest for name, digest in card["digests"].items() if name != "card"}
     lock = Path("dvc.lock")
+    unused = "train." if card["training"]["is_built"] else "-"
     reference = f"{split.dataset_name}-{method}-{params.split.shots}shots-seed{params.seed}"
     return RunRecord(
         name=reference,
         key=digest_json([learned_tensors, card["metrics"], params.of_run(), split.test_digest, *targets.values()]),
-        params=flat(params.of_run()),
+        params={name: value for name, value in flat(params.of_run()).items() if not name.startswith(unused)},
         tags={
             "dataset": split.dataset_name,
             "method": method,
