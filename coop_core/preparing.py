@@ -35,7 +35,7 @@ def prepare(
     learner = load_method(params.method.name).build(
         params.method,
         backbone=backbone,
-        task=Task(split.class_names, split.template),
+        task=Task(split.class_names, split.template, split.descriptions),
         generator=generator_for(params.seed, "context"),
         engine=engine or params.engine.engine(),
         examples=examples,

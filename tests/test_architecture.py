@@ -35,7 +35,12 @@ ROOMS = {
 }
 # Inside a room, the same.
 INSIDE = {
-    "coop_core.data": ["images views dataset archives", "catalog validation split", "folders listings", "importers"],
+    "coop_core.data": [
+        "images views dataset archives",
+        "catalog validation split descriptions",
+        "folders listings",
+        "importers",
+    ],
     "coop_core.backbone": ["base torchvision_operators", "tokenizers towers", "mini open_clip_models"],
     "coop_core.features": ["store examples", "extract"],
     "coop_core.prompts": [
@@ -45,7 +50,7 @@ INSIDE = {
         "packed_prompts padded_prompts",
         "encoder",
     ],
-    "coop_core.methods": ["learner", "class_mean linear_probe coop cocoop"],
+    "coop_core.methods": ["learner", "class_mean linear_probe coop cocoop biomedcoop"],
     "coop_core.judging": ["classifier evaluation gate transfer", "baselines"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file"],
@@ -57,7 +62,7 @@ INSIDE = {
     "pipelines.champion": ["proof", "promotion", "retraining"],
     "pipelines.flows": ["lifeline client pools", "bootstrap trials sweep reconcile promote", "retrain"],
     "pipelines.stages": ["download split features baselines train evaluate report", "judge track", "__main__"],
-    "pipelines.commands": ["beginning sweep predict compare", "cli"],
+    "pipelines.commands": ["beginning sweep predict compare describe", "cli"],
 }
 OWNERS = {
     "open_clip": "coop_core.backbone",

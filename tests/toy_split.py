@@ -18,4 +18,5 @@ def toy_split(class_names: Sequence[str]) -> Split:
         train=images,
         val=images,
         test=images,
+        descriptions=tuple((f"this shows {name}.", f"an image of {name}.", "a colour.") for name in class_names),
     )

@@ -56,6 +56,8 @@ class Card(BaseModel):
     class_names: dict[str, str] | list[str] | None = None
     """Words for class folders {folder: words}, or all class names in label order."""
     template: str = GENERIC_TEMPLATE
+    descriptions: dict[str, list[str]] | str | None = None
+    """Sentences a class, {class name: [sentence, ...]}, or the JSON file beside the card that holds them."""
     files: list[CardFile] = []
 
     @field_validator("template")

@@ -44,12 +44,15 @@ class Dataset:
     images: tuple[LabelledImage, ...]
     about: dict[str, Any]
     """Title, licence, homepage, where it came from, and notes of its validation."""
+    descriptions: tuple[tuple[str, ...], ...] = ()
+    """Sentences a class, for methods that read them; empty where the source has none."""
 
     @property
     def digest(self) -> str:
-        """Changes with any image, label, subset, class name or the template; not with paths."""
+        """Changes with any image, label, subset, class name, description or the template; not with paths."""
         images = sorted((image.digest, image.label, image.subset) for image in self.images)
-        return digest_json([self.class_names, self.template, images])
+        described = [self.descriptions] if self.descriptions else []
+        return digest_json([self.class_names, self.template, images, *described])
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Images a class and subset: {class name: {subset: count}}."""
@@ -101,6 +104,7 @@ def write_dataset(dataset: Dataset) -> None:
             "name": dataset.name,
             "class_names": list(dataset.class_names),
             "template": dataset.template,
+            "descriptions": dataset.descriptions,
             "digest": dataset.digest,
             "counts": dataset.counts(),
             "about": dataset.about,
@@ -123,8 +127,9 @@ def read_dataset(root: Path) -> Dataset:
         rows: Iterable[dict[str, Any]] = csv.DictReader(file)
         images = tuple(LabelledImage(row["path"], int(row["label"]), row["subset"], row["digest"]) for row in rows)
     dataset = Dataset(
-        root, card["name"], tuple(card["class_names"]), card["template"], images, card["about"]
-    )
+        root, card["name"], tuple(card["class_names"]), card["template"], images, card["about"],
+        tuple(map(tuple, card.get("descriptions", ()))),
+    )  # fmt: skip
     if dataset.digest != card["digest"]:
         raise DatasetError(f"{root}: manifest.csv and dataset.json do not belong together: run `dvc repro -f download`")
     return dataset

@@ -7,6 +7,7 @@ import shutil
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from coop_core.data import validation
 from coop_core.data.archives import read_gzip
 from coop_core.data.catalog import Card
 from coop_core.data.dataset import SUBSET_NAMES, Dataset, LabelledImage, Subset, shown, words, write_dataset
+from coop_core.data.descriptions import check_descriptions
 from coop_core.data.folders import read_folders
 from coop_core.data.listings import read_csv, read_split_json
 from coop_core.data.validation import Findings, Sample, file_fault
@@ -74,6 +76,9 @@ def _dataset(
         "notes": findings.notes,
     }
     dataset = Dataset(target, card.name, tuple(class_names), card.template, images, about)
+    if card.descriptions is not None:
+        described = check_descriptions(card.descriptions, class_names, where=f"descriptions of {card.name}")
+        dataset = replace(dataset, descriptions=described)
     validation.check_counts(dataset.counts(), findings)
     findings.raise_faults(card.name)
     return dataset

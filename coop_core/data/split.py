@@ -43,6 +43,8 @@ class Split:
     test: tuple[SplitImage, ...]
     label_noise: float = 0.0
     """Share of the training labels that are of another class on purpose."""
+    descriptions: tuple[tuple[str, ...], ...] = ()
+    """Sentences a class, as in the data set; empty where it has none."""
 
     def shots_subset(self, shots: int) -> tuple[SplitImage, ...]:
         """The training images of fewer shots."""
@@ -101,7 +103,7 @@ def few_shot_split(
         test += _test(pools, label, test_per_class)
     train = _with_noise([chosen for taken in train_rounds for chosen in taken], len(names), label_noise, seed)
     return Split(dataset.name, dataset.digest, dataset.template, names, shots, seed, classes, train, tuple(val),
-                 tuple(test), label_noise)  # fmt: skip
+                 tuple(test), label_noise, _descriptions(dataset, classes))  # fmt: skip
 
 
 def judged_images(
@@ -135,12 +137,19 @@ def read_split(path: Path) -> Split:
         raise SplitError(f"{path} does not carry the digest of its own content: run `dvc repro -f split`")
     for subset in ("train", "val", "test"):
         fields[subset] = tuple(SplitImage(**image) for image in fields[subset])
+    fields["descriptions"] = tuple(map(tuple, fields.get("descriptions", ())))
     return Split(**{**fields, "class_names": tuple(fields["class_names"])})
 
 
 def _class_labels(count: int, classes: str) -> range:
     half = ceil(count / 2)
     return {"all": range(count), "base": range(half), "new": range(half, count)}[classes]
+
+
+def _descriptions(dataset: Dataset, classes: str) -> tuple[tuple[str, ...], ...]:
+    if not dataset.descriptions:
+        return ()
+    return tuple(dataset.descriptions[label] for label in _class_labels(len(dataset.class_names), classes))
 
 
 def _pools(dataset: Dataset, classes: str) -> tuple[tuple[str, ...], dict[tuple[int, str], list[LabelledImage]]]:

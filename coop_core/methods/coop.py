@@ -9,13 +9,11 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from coop_core.backbone import Backbone
-from coop_core.judging.classifier import LinearClassifier
 from coop_core.methods import MethodParams, Task
-from coop_core.methods.learner import FeatureLearner
+from coop_core.methods.learner import ContextLearner
 from coop_core.prompts.encoder import PromptEncoder, encode_together
 from coop_core.prompts.engine import Engine
 from coop_core.prompts.layout import Position, build_layout, context_size, initial_context
@@ -38,34 +36,14 @@ class Params(MethodParams):
         return self
 
 
-class CoOp(FeatureLearner):
-    """Learned context vectors in front of a frozen text tower."""
-
-    def __init__(self, encoder: PromptEncoder, context_vectors: Tensor, *, logit_scale: float) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.logit_scale = logit_scale
-        self.context_vectors = nn.Parameter(context_vectors)                      # (m, w) or (c, m, w), float32
-        self.rebinds = context_vectors.ndim == 2
-
-    def class_weights(self) -> Tensor:
-        """L2-normalised text features (c, d)."""
-        return self.encoder(self.context_vectors)
-
-    def classifier(self) -> LinearClassifier:
-        return LinearClassifier(self.class_weights(), scale=self.logit_scale)
-
-    def logits(self, images: Tensor) -> Tensor:
-        return self._logits(images, self.class_weights())
+class CoOp(ContextLearner):
+    """Learned context vectors and nothing else."""
 
     @staticmethod
     def logits_together(learners: Sequence["CoOp"], images: Sequence[Tensor]) -> list[Tensor]:
         """Each learner's logits for its own images, with prompts encoded in as few passes as possible."""
         weights = encode_together([one.encoder for one in learners], [one.context_vectors for one in learners])
-        return [one._logits(*its) for one, its in zip(learners, zip(images, weights, strict=True), strict=True)]
-
-    def _logits(self, images: Tensor, class_weights: Tensor) -> Tensor:
-        return self.logit_scale * F.normalize(images, dim=-1) @ class_weights.T   # (n, c)
+        return [one.logits_with(*its) for one, its in zip(learners, zip(weights, images, strict=True), strict=True)]
 
 
 def build(

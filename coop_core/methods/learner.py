@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from coop_core.judging.classifier import LinearClassifier
 from coop_core.methods import Learner
+from coop_core.prompts.encoder import PromptEncoder
 
 
 class FeatureLearner(nn.Module):
@@ -26,6 +27,30 @@ class FeatureLearner(nn.Module):
 
     def classifier(self) -> LinearClassifier | None:
         return None
+
+
+class ContextLearner(FeatureLearner):
+    """Learned context vectors in front of a frozen text tower, which collapse to class weights."""
+
+    def __init__(self, encoder: PromptEncoder, context_vectors: Tensor, *, logit_scale: float) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.logit_scale = logit_scale
+        self.context_vectors = nn.Parameter(context_vectors)                      # (m, w) or (c, m, w), float32
+        self.rebinds = context_vectors.ndim == 2
+
+    def class_weights(self) -> Tensor:
+        """L2-normalised text features (c, d)."""
+        return self.encoder(self.context_vectors)
+
+    def classifier(self) -> LinearClassifier:
+        return LinearClassifier(self.class_weights(), scale=self.logit_scale)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.logits_with(self.class_weights(), images)
+
+    def logits_with(self, class_weights: Tensor, images: Tensor) -> Tensor:
+        return self.logit_scale * F.normalize(images, dim=-1) @ class_weights.T   # (n, c)
 
 
 class Fixed(FeatureLearner):

@@ -173,6 +173,30 @@ def history(
 
 
 @app.command()
+def describe(
+    answer: Annotated[Path | None, typer.Argument(help="A file with a language model's answer.")] = None,
+    sentences: Annotated[int, typer.Option(min=1, max=200, help="How many to ask for a class.")] = 20,
+) -> None:
+    """Write the question for sentences a class; given an ANSWER, check it and write the JSON file for the card."""
+    from coop_core.data.dataset import read_dataset
+    from coop_core.errors import DatasetError
+    from pipelines import paths
+    from pipelines.commands import describe as describing
+
+    if not (paths.RAW / "dataset.json").exists():
+        raise DatasetError(f"{paths.RAW} is not here yet, which has the class names: `dvc repro download` brings it")
+    dataset = read_dataset(paths.RAW)
+    if answer is None:
+        title = dataset.about.get("title", dataset.name)
+        typer.echo(describing.question(dataset.class_names, title=title, sentences=sentences), nl=False)
+        return
+    if not answer.is_file():
+        raise DatasetError(f"there is no file {answer}: save the answer of the language model there")
+    found = describing.read_answer(answer.read_text(encoding="utf-8", errors="replace"), dataset.class_names)
+    typer.echo(describing.as_json(found, dataset.class_names), nl=False)
+
+
+@app.command()
 def reconcile() -> None:
     """Close MLflow runs whose process is gone, and mend what a kill left of DVC's."""
     from pipelines.records.trials import reconcile as close_lost

@@ -11,6 +11,7 @@ from pathlib import Path
 from coop_core.data.archives import appearing, remove_leftovers
 from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset, read_dataset
+from coop_core.data.descriptions import read_descriptions
 from coop_core.data.importers import import_dataset
 from coop_core.errors import CoopError, DatasetError
 from coop_core.params import DatasetParams
@@ -66,6 +67,8 @@ def _bring(params: DatasetParams, target: Path, settings: Settings, *, progress:
     if not paths.SOURCE.exists() and Path(params.source).is_relative_to(paths.SOURCE):
         raise DatasetError(f"{params.source} is not here yet: `dvc repro data.dvc` brings {paths.SOURCE}")
     card, beside = read_source(Path(params.source))
+    if isinstance(card.descriptions, str):
+        card = card.model_copy(update={"descriptions": read_descriptions(beside / card.descriptions)})
     folder = fetch_card(card, beside, cache=settings.cache_folder / paths.DOWNLOADS, settings=settings)
     return import_dataset(
         card, folder, target, test_fraction=params.test_fraction, accept=params.accept, progress=progress

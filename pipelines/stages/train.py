@@ -98,7 +98,7 @@ def examples_of(
 
 def checkpoint_key(params: Params, split: Split, backbone: Backbone, shots: int, *, code: str) -> str:
     """What decides a training to the last bit, and the curve beside it; only a checkpoint of this key is taken up."""
-    images = [split.train_digest, split.val_digest]
+    images = [split.train_digest, split.val_digest, split.descriptions]
     machine = [str(backbone.device), torch.__version__]
     return digest_json([params.of_run(), images, feature_key(backbone), machine, shots, code])
 
