@@ -271,5 +271,5 @@ def _take_up(
         if f"momentum.{name}" in tensors:
             optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter.device)
     for order, state in zip(orders, tensors["orders"], strict=True):
-        order.set_state(state)
+        order.set_state(state.clone())  # a view of several is not taken
     return [Epoch(**epoch) for epoch in json.loads(metadata["curve"])]

@@ -51,9 +51,9 @@ def pseudo_labels(
 
 def training_examples(
     split: Split, features: np.ndarray, backbone: Backbone, *, shots: int, min_confidence: float | None = None
-) -> CachedFeatures:
+) -> tuple[CachedFeatures, PseudoLabels | None]:
     """A split and its training images' features (n, views, d) -> `shots` images a class with their labels, or, where
-    it has none, with those that zero-shot is surest of.
+    it has none, with those that zero-shot is surest of, which are said beside them.
 
     Raises
     ------
@@ -63,8 +63,8 @@ def training_examples(
     images = split.shots_subset(shots)
     examples = CachedFeatures.of(images, features[: len(images)], device=backbone.device)
     if not split.is_unlabelled:
-        return examples
-    return labelled_pool(split, examples.features, backbone, per_class=shots, min_confidence=min_confidence)[0]
+        return examples, None
+    return labelled_pool(split, examples.features, backbone, per_class=shots, min_confidence=min_confidence)
 
 
 def labelled_pool(

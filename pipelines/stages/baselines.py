@@ -25,7 +25,7 @@ def main() -> None:
     train, val = (load_features(paths.FEATURES, name, split, key=origin["feature_key"]) for name in ("train", "val"))
     probes = {}
     for shots in [params.split.shots, *params.split.curve_shots]:
-        examples = training_examples(
+        examples, _ = training_examples(
             split, train, backbone, shots=shots, min_confidence=params.split.min_confidence
         )
         with console.progress(f"linear probe of {shots} images a class") as update:

@@ -17,7 +17,7 @@ def main() -> None:
     params, settings = load_params(paths.PARAMS), load_settings()
     device = choose_device(settings)
     split = read_split(paths.SPLIT)
-    training = located(split.train, read_dataset(paths.RAW))
+    training = located(split.train, read_dataset(paths.RAW)) if split.is_unlabelled else split.train
     backbone = params.backbone.load(device=device)
     log.info("backbone %s on %s", backbone.name, device)
     subsets = {"train": (training, params.features.views), "val": (split.val, 1), "test": (split.test, 1)}

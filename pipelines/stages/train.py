@@ -20,7 +20,7 @@ from coop_core.data.split import Split, read_split
 from coop_core.features.examples import CachedFeatures
 from coop_core.features.extract import feature_key, load_features
 from coop_core.files import digest_json, write_json, write_text
-from coop_core.judging.pseudo_labels import training_examples
+from coop_core.judging.pseudo_labels import PseudoLabels, training_examples
 from coop_core.params import Params, load_params
 from coop_core.preparing import prepare
 from coop_core.prompts.interpretation import nearest_words
@@ -57,11 +57,11 @@ def train_prompt(
     checkpoint = Checkpoint(checkpoints / f"{key}.safetensors", key)
     log.info("training %s with %d shots on %s", params.method.name, shots, backbone.device)
     features = load_features(paths.FEATURES, "train", split, key=feature_key(backbone))
-    examples = training_examples(
+    examples, chosen = training_examples(
         split, features, backbone, shots=shots, min_confidence=params.split.min_confidence
     )
-    if split.is_unlabelled:
-        log.info("%d of %d images without labels are learned from", len(examples.labels), len(split.train))
+    if chosen is not None:
+        log.info("%d of %d images without labels are learned from", len(chosen.rows), len(split.train))
     training = prepare(
         params,
         split=split,
@@ -85,6 +85,8 @@ def train_prompt(
         code_revision=code_revision(),
     )
     write_curve(folder / "curve.csv", curve)
+    if chosen is not None:
+        write_pseudo_labels(folder / "pseudo_labels.csv", chosen, split)
     write_artifact(folder, training.learner, card)
     checkpoint.path.unlink(missing_ok=True)
     return curve
@@ -110,6 +112,16 @@ def shared_words(artifact: Artifact, backbone: Backbone) -> dict[str, Any] | Non
     """The nearest words of a shared context; a context a class would fill pages and say nothing."""
     context = artifact.state.get("context_vectors")
     return None if context is None or context.ndim != 2 else nearest_words(backbone.text_tower, context)
+
+
+def write_pseudo_labels(path: Path, chosen: PseudoLabels, split: Split) -> None:
+    """Which images of the pool were learned from, and as what."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["digest", "label", "confidence"])
+    for row, label, confidence in zip(chosen.rows, chosen.labels, chosen.confidences, strict=True):
+        writer.writerow([split.train[row].digest, label, float(confidence)])
+    write_text(path, table.getvalue())
 
 
 def write_curve(path: Path, curve: list[Epoch]) -> None:
