@@ -199,3 +199,13 @@ def test_modules_and_functions_stay_small_enough_to_read(module: str) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, f"{module}.{node.name}"
+
+
+def test_no_test_file_imports_prefect_before_it_is_told_which_server() -> None:
+    """Prefect reads its settings once in a process, and all test files are imported before the first test runs."""
+    early = [path.name for path in (ROOT / "tests").glob("*.py")
+             for node in ast.parse(path.read_text()).body
+             if isinstance(node, ast.Import | ast.ImportFrom)
+             and any(name.partition(".")[0] == "prefect" for name in
+                     [getattr(node, "module", None) or "", *(alias.name for alias in node.names)])]  # fmt: skip
+    assert early == []

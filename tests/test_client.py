@@ -8,9 +8,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
-import prefect
 import pytest
 from running_services import free_port
 
@@ -21,7 +21,7 @@ class WithoutDeployments(BaseHTTPRequestHandler):
     """Answers as Prefect's server does that nobody has deployed to."""
 
     def do_GET(self) -> None:
-        known = {"/api/admin/version": prefect.__version__, "/api/health": True}
+        known = {"/api/admin/version": version("prefect"), "/api/health": True}
         body = json.dumps(known.get(self.path, {"detail": "Deployment not found"})).encode()
         self.send_response(200 if self.path in known else 404)
         self.send_header("Content-Type", "application/json")
