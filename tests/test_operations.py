@@ -37,6 +37,9 @@ def playground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Playground]
     found = Playground(folder / "project")
     login = make_login(found.settings.services_folder)  # `coop up` keeps it
     use_prefect(str(found.settings.prefect_api_url), folder / "client", login)
+    from prefect.context import refresh_global_settings_context
+
+    refresh_global_settings_context()  # another file's tests may have imported Prefect
     found.params(epochs=4)
     with services(found):
         yield found
