@@ -125,24 +125,28 @@ class _Run:
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
         )
-        self.order = generator_for(training.seed, "batches")
+        self.members = getattr(training.learner, "members", None)
+        self.orders = [generator_for(training.seed + i, "batches") for i in range(self.members or 1)]
         self.steps = max(1, len(training.examples.labels) // recipe.batch_size)
         """In an epoch; the last incomplete batch is dropped when there is a complete one."""
         self.error: TrainingError | None = None
         self.curve: list[Epoch] = []
         if training.checkpoint:
-            self.curve = _take_up(training.checkpoint, training.learner, self.optimiser, self.order)
+            self.curve = _take_up(training.checkpoint, training.learner, self.optimiser, self.orders)
         for done in self.curve:
             training.on_epoch(done)
         self.written = time.monotonic()
 
     def draw(self) -> tuple[list[Tensor], list[Tensor]]:
-        """One epoch's batches: the numbers of images (b,), and of one view of each (b,)."""
+        """One epoch's batches: the numbers of images (b,), and of one view of each (b,); with members, (g, b)."""
         examples, size = self.training.examples, self.training.recipe.batch_size
         n, device = len(examples.labels), examples.labels.device
-        order = torch.randperm(n, generator=self.order)
-        drawn = torch.randint(examples.views, (n,), generator=self.order)[order].to(device)
-        return list(order.to(device).split(size)[: self.steps]), list(drawn.split(size)[: self.steps])
+        orders, views = [], []
+        for generator in self.orders:
+            orders.append(torch.randperm(n, generator=generator))
+            views.append(torch.randint(examples.views, (n,), generator=generator)[orders[-1]])
+        order, drawn = ((torch.stack(its) if self.members else its[0]).to(device) for its in (orders, views))
+        return list(order.split(size, dim=-1)[: self.steps]), list(drawn.split(size, dim=-1)[: self.steps])
 
     def set_rate(self) -> float:
         rate = learning_rate_at(len(self.curve), self.training.recipe)
@@ -161,7 +165,7 @@ class _Run:
         self.training.on_epoch(epoch)
         checkpoint = self.training.checkpoint
         if checkpoint and time.monotonic() - self.written >= checkpoint.every_seconds:
-            _write(checkpoint, self.training.learner, self.optimiser, self.order, self.curve)
+            _write(checkpoint, self.training.learner, self.optimiser, self.orders, self.curve)
             self.written = time.monotonic()
 
 
@@ -178,15 +182,16 @@ def _train_epoch(runs: Sequence[_Run]) -> None:
                   for run, (batches, views) in zip(runs, drawn, strict=True)]  # fmt: skip
         labels = [run.training.examples.labels[row] for run, row in zip(runs, rows, strict=True)]
         found = _losses(learners, images, labels)
-        if total := [loss for loss, _ in found if loss.requires_grad]:
+        if total := [loss * (run.members or 1) for run, (loss, _) in zip(runs, found, strict=True)
+                     if loss.requires_grad]:
             for run in runs:
                 run.optimiser.zero_grad(set_to_none=True)
             sum(total[1:], total[0]).backward()
             for run in runs:
                 run.optimiser.step()
         losses += torch.stack([loss.detach() for loss, _ in found])
-        hits += torch.stack([(one.argmax(1) == label).sum() for (_, one), label in zip(found, labels, strict=True)])
-    seen = [sum(map(len, batches)) for batches, _ in drawn]
+        hits += torch.stack([(one.argmax(-1) == label).sum() for (_, one), label in zip(found, labels, strict=True)])
+    seen = [sum(batch.numel() for batch in batches) for batches, _ in drawn]
     validated = _validate(runs)
     for i, (run, loss, hit) in enumerate(zip(runs, losses.tolist(), hits.tolist(), strict=True)):
         run.finish(Epoch(len(run.curve), rates[i], loss / run.steps, hit / seen[i], *validated[i]))
@@ -234,22 +239,22 @@ def _write(
     checkpoint: Checkpoint,
     learner: nn.Module,
     optimiser: torch.optim.Optimizer,
-    order: torch.Generator,
+    orders: Sequence[torch.Generator],
     curve: list[Epoch],
 ) -> None:
-    """State, momentum and the position in the random sequence, in one file that appears at once."""
+    """State, momentum and the position in the random sequences, in one file that appears at once."""
     tensors = {f"learned.{name}": tensor for name, tensor in learner.state_dict().items()}
     for name, parameter in learner.named_parameters():
         momentum = optimiser.state[parameter].get("momentum_buffer")
         if momentum is not None:
             tensors[f"momentum.{name}"] = momentum
-    tensors["order"] = order.get_state()
+    tensors["orders"] = torch.stack([order.get_state() for order in orders])
     metadata = {"key": checkpoint.key, "curve": json.dumps([asdict(epoch) for epoch in curve])}
     write_tensors(checkpoint.path, tensors, metadata)
 
 
 def _take_up(
-    checkpoint: Checkpoint, learner: nn.Module, optimiser: torch.optim.Optimizer, order: torch.Generator
+    checkpoint: Checkpoint, learner: nn.Module, optimiser: torch.optim.Optimizer, orders: Sequence[torch.Generator]
 ) -> list[Epoch]:
     """Continue from a checkpoint of the same training -> the epochs it has done."""
     if not checkpoint.path.exists():
@@ -265,5 +270,6 @@ def _take_up(
     for name, parameter in learner.named_parameters():
         if f"momentum.{name}" in tensors:
             optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter.device)
-    order.set_state(tensors["order"])
+    for order, state in zip(orders, tensors["orders"], strict=True):
+        order.set_state(state.clone())  # a view of several is not taken
     return [Epoch(**epoch) for epoch in json.loads(metadata["curve"])]

@@ -24,7 +24,8 @@ from coop_core.training import Checkpoint, fit
 NAMES = ("cat", "sea lake", "river")
 OTHERS = ["dog", "red fox"]
 METHODS = [{"name": "coop", "n_context": 2}, {"name": "cocoop", "n_context": 2, "initial_words": None},
-           {"name": "biomedcoop"}, {"name": "class_mean"}, {"name": "linear_probe"}]  # fmt: skip
+           {"name": "biomedcoop"}, {"name": "upl", "members": 2, "n_context": 2},
+           {"name": "class_mean"}, {"name": "linear_probe"}]  # fmt: skip
 
 
 def images(count: int = 12, *, views: int = 2) -> CachedFeatures:
@@ -41,7 +42,8 @@ def trained(backbone, zoo):
     """A method's training and its curve."""
 
     def train(method: dict[str, Any], **options: Any) -> Any:
-        params = toy_params(zoo.architecture("flat"), method=method, train={"epochs": 6})
+        split = {"unlabelled": "all"} if method["name"] == "upl" else {}
+        params = toy_params(zoo.architecture("flat"), method=method, train={"epochs": 6}, split=split)
         return training_of(params, backbone, **options)
 
     return train
@@ -105,7 +107,7 @@ def test_a_method_that_is_built_from_examples_says_so_without_any(backbone, name
 
 
 @pytest.mark.parametrize(
-    "method", [*METHODS[3:], {"name": "coop", "n_context": 2, "class_specific": True}], ids=lambda m: m["name"]
+    "method", [*METHODS[4:], {"name": "coop", "n_context": 2, "class_specific": True}], ids=lambda m: m["name"]
 )
 def test_what_was_learned_of_its_own_classes_is_not_used_with_others(trained, backbone, tmp_path, method):
     artifact = kept(*trained(method), backbone, tmp_path / "prompt")
@@ -114,7 +116,7 @@ def test_what_was_learned_of_its_own_classes_is_not_used_with_others(trained, ba
         answerer(artifact, backbone=backbone, class_names=OTHERS)
 
 
-@pytest.mark.parametrize("method", METHODS[:3], ids=lambda method: method["name"])
+@pytest.mark.parametrize("method", METHODS[:4], ids=lambda method: method["name"])
 def test_shared_context_is_used_with_other_classes(trained, backbone, tmp_path, method):
     artifact = kept(*trained(method), backbone, tmp_path / "prompt")
 
@@ -194,7 +196,7 @@ def test_cocoop_answers_a_few_images_at_a_time_where_memory_is_short(backbone, z
 def test_an_answer_of_cocoop_costs_a_prompt_a_class_and_a_collapsed_one_none(trained):
     prompts = [answer_with(trained(method)[1].learner, class_names=NAMES).prompts_per_image for method in METHODS]
 
-    assert prompts == [0, 3, 0, 0, 0]
+    assert prompts == [0, 3, 0, 0, 0, 0]
 
 
 def test_cocoop_goes_on_from_its_checkpoint_to_equal_bytes(trained, tmp_path):

@@ -13,14 +13,16 @@ import coop_core.params.sections
 from coop_core.artifact import read_artifact
 from pipelines import paths
 from pipelines.commands import cli
-from pipelines.stages import baselines, download, evaluate, features, report, split, track, train
+from pipelines.stages import baselines, download, evaluate, features, report, track, train
+from pipelines.stages import split as split_stage
 
-LEARNING = ("cocoop", "biomedcoop")
+LEARNING = ("cocoop", "biomedcoop", "upl")
 METHODS: dict[str, dict[str, Any]] = {
     "class_mean": {},
     "linear_probe": {"steps": 1},
     "biomedcoop": {"n_context": None, "initial_words": "a photo of a", "sccm_weight": 0.5, "kdsp_weight": 0.25,
                    "selection_threshold": 1.5},
+    "upl": {"members": 2, "n_context": 2},
     "cocoop": {"n_context": None, "initial_words": "a photo of a", "reduction": 16},
 }
 
@@ -41,7 +43,7 @@ def prepared(tmp_path_factory) -> Path:
     said = {name: [f"this shows {name}.", f"an image of {name}.", "a colour."] for name in COLOURS}
     (folder / "card.yaml").write_text(json.dumps({"name": "images", "path": "images", "descriptions": said}))
     with working_in(folder):
-        for stage in (download, split, features, baselines):
+        for stage in (download, split_stage, features, baselines):
             stage.main()
     return folder
 
@@ -51,10 +53,12 @@ def done(request, prepared, tmp_path_factory) -> Iterator[tuple[Path, str]]:
     """The project up to its report, and the method that it was made with."""
     folder = tmp_path_factory.mktemp(request.param) / "project"
     shutil.copytree(prepared, folder)
-    write_params(folder, dataset={"source": "card.yaml"}, method={"name": request.param, **METHODS[request.param]})
+    split = {"unlabelled": "all"} if request.param == "upl" else {}
+    write_params(folder, dataset={"source": "card.yaml"}, split=split,
+                 method={"name": request.param, **METHODS[request.param]})  # fmt: skip
     drop(folder / "params.yaml", PARAMS["method"].keys() - METHODS[request.param].keys() - {"name"})
     with working_in(folder):
-        for stage in (train, evaluate, report):
+        for stage in ((split_stage, features, baselines) if split else ()) + (train, evaluate, report):
             stage.main()
         yield folder, request.param
 
@@ -157,3 +161,20 @@ def test_the_card_on_the_command_line_begins_with_what_an_answer_costs(done, cap
     said = capsys.readouterr().out
     assert said.startswith(f"answer: costs {cost} once its image is encoded\nschema: ")
     assert ("\nengine:" in said) == (done[1] in LEARNING)
+
+
+def test_the_page_of_a_pool_says_what_zero_shot_called_it_and_how_often_it_was_right(done):
+    folder, method = done
+    page = (folder / "artifacts/report/report.html").read_text()
+    if method != "upl":
+        assert "Labels by zero-shot" not in page
+        return
+    split = read(folder / "artifacts/split.json")
+    rows = (folder / "artifacts/prompt/pseudo_labels.csv").read_text().splitlines()
+    said = " ".join(page[page.index('id="pseudo"') :].split())
+
+    assert {(image["label"], image["path"]) for image in split["train"]} == {(-1, "")}
+    assert rows[0] == "digest,label,confidence"
+    assert f"Zero-shot answered {len(split['train'])} images, and {len(rows) - 1} of them were learned from" in said
+    assert "of these labels are right" in said
+    assert {row.split(",")[0] for row in rows[1:]} <= {image["digest"] for image in split["train"]}

@@ -3,6 +3,9 @@
 The order in which a class's images are taken is a hash of seed and image digest. It depends on nothing else:
 not on file names, other classes, the library or a global random state; and the images of fewer shots are part
 of those of more.
+
+A split without labels (`split.unlabelled`) has a pool instead of training images: their digests alone, because paths
+name classes too.
 """
 
 from collections import defaultdict
@@ -16,6 +19,7 @@ from coop_core.data.dataset import Dataset, LabelledImage
 from coop_core.errors import SplitError
 from coop_core.files import digest_bytes, digest_json, read_json, write_json
 
+NO_LABEL = -1
 MAX_VALIDATION_SHOTS = 4
 """Validation images a class are min(shots, 4), as in CoOp."""
 
@@ -23,8 +27,9 @@ MAX_VALIDATION_SHOTS = 4
 @dataclass(frozen=True)
 class SplitImage:
     path: str
+    """Empty in a pool without labels; `located` finds it."""
     label: int
-    """Position in the split's own class names."""
+    """Position in the split's own class names; `NO_LABEL` in a pool."""
     digest: str
 
 
@@ -46,8 +51,15 @@ class Split:
     descriptions: tuple[tuple[str, ...], ...] = ()
     """Sentences a class, as in the data set; empty where it has none."""
 
+    @property
+    def is_unlabelled(self) -> bool:
+        """Whether the training images are a pool without labels."""
+        return any(image.label == NO_LABEL for image in self.train)
+
     def shots_subset(self, shots: int) -> tuple[SplitImage, ...]:
-        """The training images of fewer shots."""
+        """The training images of fewer shots; of a pool, all, because what is learned from it is chosen later."""
+        if self.is_unlabelled:
+            return self.train
         return self.train[: shots * len(self.class_names)]
 
     @property
@@ -72,6 +84,7 @@ def few_shot_split(
     classes: Literal["all", "base", "new"] = "all",
     test_per_class: int | None = None,
     label_noise: float = 0.0,
+    unlabelled: int | Literal["all"] | None = None,
 ) -> Split:
     """Choose the images that train, validate and test.
 
@@ -82,6 +95,9 @@ def few_shot_split(
     section 4.1). `label_noise`: this share of the training labels, chosen by seed, becomes another class's; validation
     and test labels never do, and what is noise at a smaller share is noise at a larger.
 
+    `unlabelled`: so many of all training images become a pool, and no label of theirs is read; validation images then
+    come from the data set's own val subset alone.
+
     Raises
     ------
     SplitError
@@ -90,6 +106,15 @@ def few_shot_split(
     names, pools = _pools(dataset, classes)
     own_val = any(subset == "val" for _, subset in pools)
     val_shots = min(shots, MAX_VALIDATION_SHOTS)
+    if unlabelled is not None:
+        pool = _without_labels(dataset, seed=seed, count=None if unlabelled == "all" else unlabelled)
+        found = range(len(names))
+        return Split(
+            dataset.name, dataset.digest, dataset.template, names, shots, seed, classes, pool,
+            tuple(i for label in found for i in _ordered(pools[label, "val"], label, seed=str(seed))[:val_shots]),
+            tuple(i for label in found for i in _test(pools, label, test_per_class)),
+            descriptions=dataset.descriptions,
+        )  # fmt: skip
     _check_pools(pools, names, shots=shots, reserve=0 if own_val else val_shots)
     train_rounds: list[list[SplitImage]] = [[] for _ in range(shots)]
     val: list[SplitImage] = []
@@ -121,6 +146,22 @@ def judged_images(
         raise SplitError(f"{dataset.name} has no test image of {', '.join(map(repr, empty[:10]))}: add some, or take "
                          "the class out")  # fmt: skip
     return names, tuple(image for label in range(len(names)) for image in _test(pools, label, per_class))
+
+
+def located(images: Sequence[SplitImage], dataset: Dataset) -> tuple[SplitImage, ...]:
+    """Images of a split of this data set, each with its path.
+
+    Raises
+    ------
+    SplitError
+        When the data set no longer has one of them.
+    """
+    if all(image.path for image in images):
+        return tuple(images)
+    path_of = {image.digest: image.path for image in reversed(dataset.images)}
+    if lost := [image.digest for image in images if image.digest not in path_of]:
+        raise SplitError(f"{dataset.name} has no image with digest {lost[0][:12]}: run `dvc repro split`")
+    return tuple(replace(image, path=image.path or path_of[image.digest]) for image in images)
 
 
 def write_split(path: Path, split: Split) -> None:
@@ -166,6 +207,16 @@ def _pools(dataset: Dataset, classes: str) -> tuple[tuple[str, ...], dict[tuple[
 
 def _test(pools: dict[tuple[int, str], list[LabelledImage]], label: int, per_class: int | None) -> list[SplitImage]:
     return _ordered(pools[label, "test"], label, seed="test")[:per_class]
+
+
+def _without_labels(dataset: Dataset, *, seed: int, count: int | None) -> tuple[SplitImage, ...]:
+    """Training images in an order that depends on seed and digests alone; copies count once."""
+    digests = {image.digest for image in dataset.images if image.subset == "train"}
+    ranked = sorted(digests, key=lambda digest: digest_bytes(f"{seed}:{digest}".encode()))
+    if count is not None and count > len(ranked):
+        raise SplitError(f"split.unlabelled is {count}, but {dataset.name} has {len(ranked)} different training images"
+                         ": lower it or set all")  # fmt: skip
+    return tuple(SplitImage("", NO_LABEL, digest) for digest in ranked[:count])
 
 
 def _with_noise(images: Sequence[SplitImage], classes: int, share: float, seed: int) -> tuple[SplitImage, ...]:

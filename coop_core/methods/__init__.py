@@ -82,6 +82,9 @@ class Learner(Protocol):
 
     # Optional, for many trainings at once, by methods that take cross-entropy:
     #   logits_together(learners, images) -> list of logits, static, each learner's for its own images
+    # Optional, for methods that train several members side by side:
+    #   members: how many; each has an order of batches of its own, so that the loss is given images (g, n, d) and
+    #   labels (g, n), and says the members' mean
     # Optional, for methods that do not collapse:
     #   images_at_once: how many images' logits fit into its engine's memory without a gradient
     #   prompts_per_image: how many prompts an answer costs

@@ -56,6 +56,12 @@ class Params(Section):
             raise ValueError("tests: own is the data set's own test images: give this one another name")
         return self
 
+    @model_validator(mode="after")
+    def _upl_reads_no_labels(self) -> "Params":
+        if self.method.name == "upl" and self.split.unlabelled is None:
+            raise ValueError("method upl learns from images without labels: set split.unlabelled, for instance to all")
+        return self
+
     def of_run(self) -> dict[str, Any]:
         """What a run's result can depend on: all but what is tried around it (sweep) and asked after it."""
         return self.model_dump(exclude={"tests", "gate", "sweep"})

@@ -52,6 +52,21 @@ class SplitParams(Section):
     """At most so many test images a class, chosen independently of the seed; null takes all."""
     label_noise: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training labels that are replaced by another class's, by seed: how a method bears wrong labels."""
+    unlabelled: Literal["all"] | Annotated[int, Field(ge=1, le=10**9)] | None = None
+    """Learn without labels: so many training images, or all, are a pool that zero-shot labels; of each class that it
+    answers, `shots` images are learned from, the most confident ones."""
+    min_confidence: float | None = Field(default=None, gt=0, lt=1)
+    """Images of the pool whose confidence is above this are learned from as well, beyond `shots` a class."""
+
+    @model_validator(mode="after")
+    def _a_pool_has_no_labels(self) -> "SplitParams":
+        if self.unlabelled is None and self.min_confidence is not None:
+            raise ValueError("min_confidence is for images without labels: set unlabelled, or leave it out")
+        if self.unlabelled is not None and self.classes != "all":
+            raise ValueError(f"classes {self.classes} needs the labels that unlabelled leaves unread: set all")
+        if self.unlabelled is not None and self.label_noise:
+            raise ValueError("label_noise needs labels, and unlabelled leaves them unread: set one of the two")
+        return self
 
     @model_validator(mode="after")
     def _curve_below_shots(self) -> "SplitParams":

@@ -62,12 +62,9 @@ class Shape:
         places = torch.empty_like(tree.ends)
         places[grid[found]] = found.flatten().nonzero().flatten()
         mask = tree.mask.to(device, dtype)                                        # (b, s, p + u + s)
-        return cls(
-            tree.trunk, tree.reach,
-            mask=mask[:, None],
-            end_mask=mask[torch.arange(b)[:, None], slots][:, None],
-            ends=tree.ends.to(device), grid=grid.flatten().to(device), places=places.to(device),
-        )  # fmt: skip
+        end_mask = mask[torch.arange(b)[:, None], slots][:, None]
+        its = (tree.ends, grid.flatten(), places)
+        return cls(tree.trunk, tree.reach, mask[:, None], end_mask, *(one.to(device) for one in its))
 
 
 class Block:
@@ -75,15 +72,15 @@ class Block:
 
     def __init__(self, block: Any, dtype: torch.dtype, *, last: bool) -> None:
         attention, mlp = block.attn, block.mlp
-        w, bias, self.width, self.heads = (
-            attention.in_proj_weight, attention.in_proj_bias, attention.embed_dim, attention.num_heads
-        )  # fmt: skip
+        w, bias = attention.in_proj_weight, attention.in_proj_bias
+        self.width, self.heads = attention.embed_dim, attention.num_heads
+        gammas = [getattr(layer_scale, "gamma", None) for layer_scale in (block.ls_1, block.ls_2)]
         scale = torch.full((self.width,), (self.width // self.heads) ** -0.5, device=w.device)
         self.to_q = FrozenLinear(w[: self.width], bias[: self.width], dtype, scale)
         self.to_kv = FrozenLinear(w[self.width :], bias[self.width :], dtype)
-        self.out = FrozenLinear(attention.out_proj.weight, attention.out_proj.bias, dtype, _gamma(block.ls_1))
+        self.out = FrozenLinear(attention.out_proj.weight, attention.out_proj.bias, dtype, gammas[0])
         self.up = FrozenLinear(mlp.c_fc.weight, mlp.c_fc.bias, dtype)
-        self.down = FrozenLinear(mlp.c_proj.weight, mlp.c_proj.bias, dtype, _gamma(block.ls_2))
+        self.down = FrozenLinear(mlp.c_proj.weight, mlp.c_proj.bias, dtype, gammas[1])
         self.norm_1, self.norm_2, self.gelu = _norm(block.ln_1), _norm(block.ln_2), _gelu(mlp.gelu)
         self.dtype, self.last = dtype, last
 
@@ -131,10 +128,9 @@ class FrozenLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> None:
         """`scale` (out,) is multiplied into both."""
-        weight, bias = weight.detach(), bias.detach()
         if scale is not None:
             weight, bias = weight * scale[:, None], bias * scale
-        weight = weight.to(dtype)
+        weight, bias = weight.detach().to(dtype), bias.detach()
         self.forward, self.backward = _product(weight, bias.to(dtype)), _product(weight.T, None)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -165,14 +161,10 @@ def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
 
 
 def _is_packable(weight: Tensor) -> bool:
-    mkldnn = torch.backends.mkldnn
+    mkldnn, asked = torch.backends.mkldnn, {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(weight.dtype)
     if weight.device.type != "cpu" or not mkldnn.is_available() or not mkldnn.enabled:
         return False
-    if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if weight.dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return True
+    return asked is None or bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{asked}_supported")())
 
 
 def _read(rows: Tensor, shape: Shape, heads: int) -> Tensor:
@@ -201,8 +193,3 @@ def _norm(norm: Any) -> Callable[[Tensor], Tensor]:
     """Layer norm over the last dimension, in float32."""
     weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
     return lambda x: F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
-
-
-def _gamma(layer_scale: Any) -> Tensor | None:
-    gamma = getattr(layer_scale, "gamma", None)
-    return None if gamma is None else gamma.detach()

@@ -1,6 +1,6 @@
 """Packed prompts: context vectors -> features, by prefix trees through the packed tower."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from coop_core.prompts.layout import PromptLayout, slices
 from coop_core.prompts.packed_block import Shape
 from coop_core.prompts.packed_tower import packed_tower
 from coop_core.prompts.prefix_tree import PrefixTree, build_tree
-from coop_core.prompts.step_graph import Encode, graphed
+from coop_core.prompts.step_graph import graphed
 
 
 class PackedPrompts:
@@ -50,7 +50,7 @@ class PackedPrompts:
         ends = torch.cat([torch.cat([encode(some, part) for part in self.parts], dim=1) for some in passes])
         return self.tower.project(ends.index_select(1, self.back))                # (g, c, d)
 
-    def _graphed(self, rows: Tensor, part: "_Rows") -> Encode:
+    def _graphed(self, rows: Tensor, part: "_Rows") -> Callable[[Tensor], Tensor]:
         if rows.shape not in part.graphs:
             part.graphs[rows.shape] = graphed(lambda rows: self.packed.encode(rows, part.shape), rows)
         return part.graphs[rows.shape]
@@ -64,7 +64,7 @@ class _Rows:
         token_ids = [element if isinstance(element, int) else tower.pad_id for element in tree.elements]
         slots = [(row, element[1]) for row, element in enumerate(tree.elements) if isinstance(element, tuple)]
         self.shape = Shape.of(tree, device, dtype)
-        self.graphs: dict[torch.Size, Encode] = {}
+        self.graphs: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
         with torch.no_grad():
             positions = tower.module.positional_embedding[tree.positions.to(device)].float()
             self.frozen = tower.embed(torch.tensor(token_ids, device=device)) + positions        # (r, w)

@@ -18,9 +18,9 @@ Dimensions besides the project's: r rows, cut into b stripes of s slots; p rows 
 that each stripe reads besides its own (both 0 when one stripe holds everything).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,13 +58,12 @@ def build_tree(prompts: Sequence[Path]) -> PrefixTree:
     """Arrange prompts, each its elements up to and with EOT; equal elements stand for equal embeddings."""
     order = sorted(range(len(prompts)), key=lambda i: [str(element) for element in prompts[i]])
     ordered = [prompts[i] for i in order]
-    cut = min(_cuts(ordered), key=lambda cut: cut.cost)
-    b, s, p, u = cut.stripes, cut.slots, cut.trunk, cut.reach
+    _, lines, b, s, p, u = min(_cuts(ordered), key=lambda cut: cut.cost)
     elements: list[Hashable] = [None] * (b * s)
     positions = torch.zeros(b * s, dtype=torch.long)
     ends = torch.zeros(len(prompts), dtype=torch.long)
     seen = {(row, row) for row in range(b * s)}                                   # padding, too: no empty softmax
-    for number, prompt, line in zip(order, ordered, cut.lines, strict=True):
+    for number, prompt, line in zip(order, ordered, lines, strict=True):
         for position, row in enumerate(line):
             if elements[row] is None:
                 elements[row], positions[row] = prompt[position], position
@@ -77,38 +76,29 @@ def build_tree(prompts: Sequence[Path]) -> PrefixTree:
     return PrefixTree(elements, positions, ends, mask.view(b, s, -1), p, u)
 
 
-@dataclass(frozen=True)
-class _Cut:
+class _Cut(NamedTuple):
     """Sorted prompts in stripes of one size."""
 
+    cost: float
     lines: list[list[int]]
     """The rows of each prompt's elements."""
+    stripes: int
     slots: int
     trunk: int
     reach: int
 
-    @cached_property
-    def stripes(self) -> int:
-        return -(-(1 + max(line[-1] for line in self.lines)) // self.slots)
 
-    @property
-    def cost(self) -> float:
-        keys = self.trunk + self.reach + self.slots
-        return self.stripes * self.slots * (1 + keys / ATTENTION_COST)
-
-
-def _cuts(prompts: Sequence[Path]) -> list[_Cut]:
+def _cuts(prompts: Sequence[Path]) -> Iterator[_Cut]:
     """Everything in one stripe, and stripes of every size worth trying."""
     shared = [0, *map(_common, prompts, prompts[1:])]
     trunk = min([len(path) - 1 for path in prompts] + shared[1:])
     reach = max(map(len, prompts)) - trunk - 1
-    whole = _lines(prompts, shared, slots=sum(map(len, prompts)), trunk=0, reach=0)
-    rows = 1 + max(line[-1] for line in whole)
-    return [_Cut(whole, rows, 0, 0)] + [
-        _Cut(_lines(prompts, shared, slots=slots, trunk=trunk, reach=reach), slots, trunk, reach)
-        for slots in sorted({max(trunk, reach, size) for size in STRIPES})
-        if slots < rows
-    ]
+    rows = sum(map(len, prompts)) - sum(shared)
+    sizes = sorted({max(trunk, reach, size) for size in STRIPES})
+    for slots, p, u in [(rows, 0, 0), *((size, trunk, reach) for size in sizes if size < rows)]:
+        lines = _lines(prompts, shared, slots=slots, trunk=p, reach=u)
+        stripes = -(-(1 + max(line[-1] for line in lines)) // slots)
+        yield _Cut(stripes * slots * (1 + (p + u + slots) / ATTENTION_COST), lines, stripes, slots, p, u)
 
 
 def _lines(

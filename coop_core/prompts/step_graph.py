@@ -13,10 +13,8 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-Encode = Callable[[Tensor], Tensor]
 
-
-def graphed(encode: Encode, rows: Tensor) -> Encode:
+def graphed(encode: Callable[[Tensor], Tensor], rows: Tensor) -> Callable[[Tensor], Tensor]:
     """`encode` recorded for rows of this shape, with its backward pass; itself where CUDA cannot record it.
 
     There is one memory for what the forward pass keeps, so its backward pass must come before the next forward.

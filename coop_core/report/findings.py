@@ -118,3 +118,26 @@ def _below(method: str, accuracy: float, baseline: str, reached: float) -> str:
 
 def _epochs(count: int) -> str:
     return "epoch" if count == 1 else f"{count} epochs"
+
+
+def pseudo_label_counts(
+    rows: Sequence[Mapping[str, Any]], class_names: Sequence[str], truth: Mapping[str, int], *, pool: int
+) -> dict[str, Any]:
+    """Images learned from by class as zero-shot called them, and how many of those whose truth is known are right.
+
+    `rows` have digest and label, `truth` is {digest: label}; `right` is None where nothing is known.
+    """
+    classes: list[dict[str, Any]] = []
+    for label, name in enumerate(class_names):
+        own = [row["digest"] for row in rows if row["label"] == label]
+        known = [digest for digest in own if digest in truth]
+        right = sum(truth[digest] == label for digest in known)
+        classes.append({"name": name, "images": len(own), "known": len(known), "right": right})
+    known = sum(each["known"] for each in classes)
+    return {
+        "pool": pool,
+        "images": len(rows),
+        "classes": classes,
+        "none": [each["name"] for each in classes if not each["images"]],
+        "right": sum(each["right"] for each in classes) / known if known else None,
+    }

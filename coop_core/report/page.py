@@ -39,6 +39,7 @@ def write_report(
     dataset_about: dict[str, Any],
     image_root: Path,
     targets: Mapping[str, Mapping[str, Any]] | None = None,
+    pseudo: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the page; equal inputs give equal bytes.
 
@@ -58,6 +59,8 @@ def write_report(
         `Dataset.about` with name and counts.
     targets
         Evaluations of further test sets by name, as the judge stage writes them.
+    pseudo
+        `findings.pseudo_label_counts` where the training images had no labels.
 
     Raises
     ------
@@ -73,6 +76,7 @@ def write_report(
         "figures": _figures(evaluations, [] if method["is_built"] else curve, targets or {}),
         "beyond": beyond(evaluations, targets or {}),
         "curve": curve,
+        "pseudo": pseudo,
         "confusions": _frequent_confusions(confusion, names),
         "listed_classes": _LISTED_CLASSES,
         "words": _nearest_words(words),

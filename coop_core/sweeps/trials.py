@@ -21,13 +21,14 @@ from torch import Tensor
 from coop_core.answering import answer_with
 from coop_core.backbone import Backbone
 from coop_core.data.dataset import Dataset
-from coop_core.data.split import Split, SplitImage, few_shot_split
+from coop_core.data.split import Split, SplitImage, few_shot_split, located
 from coop_core.errors import CoopError, TrainingError
 from coop_core.features.examples import CachedFeatures
 from coop_core.features.extract import extract_features, feature_key
 from coop_core.files import digest_json, read_array
 from coop_core.judging import baselines
 from coop_core.judging.evaluation import evaluate
+from coop_core.judging.pseudo_labels import labelled_pool
 from coop_core.methods import Task, load_method
 from coop_core.params import BackboneParams, Params
 from coop_core.preparing import prepare
@@ -121,13 +122,19 @@ class TrialRunner:
             classes=params.split.classes,
             test_per_class=params.split.test_per_class,
             label_noise=params.split.label_noise,
+            unlabelled=params.split.unlabelled,
         )
         if not split.val:
             raise TrainingError(f"{dataset.name} leaves no validation images, and a sweep chooses by them: add images")
+        training_images = located(split.train, dataset)
         train, val, test = (
             CachedFeatures(self._features(backbone, dataset, images, params, views=views), _labels(images, backbone))
-            for images, views in ((split.train, params.features.views), (split.val, 1), (split.test, 1))
+            for images, views in ((training_images, params.features.views), (split.val, 1), (split.test, 1))
         )
+        if split.is_unlabelled:
+            train, _ = labelled_pool(
+                split, train.features, backbone, per_class=split.shots, min_confidence=params.split.min_confidence
+            )
         training = prepare(
             params, split=split, backbone=backbone, examples=train, validation=val, on_epoch=on_epoch,
             engine=dataclasses.replace(params.engine.engine(), sharing=self.sharing),

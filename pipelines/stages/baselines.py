@@ -7,6 +7,7 @@ from coop_core.data.split import read_split
 from coop_core.features.extract import feature_key, load_features
 from coop_core.files import write_json, write_tensors
 from coop_core.judging import baselines
+from coop_core.judging.pseudo_labels import training_examples
 from coop_core.params import load_params
 from pipelines import console, paths
 from pipelines.settings import choose_device, load_settings
@@ -24,11 +25,13 @@ def main() -> None:
     train, val = (load_features(paths.FEATURES, name, split, key=origin["feature_key"]) for name in ("train", "val"))
     probes = {}
     for shots in [params.split.shots, *params.split.curve_shots]:
-        images = split.shots_subset(shots)
+        examples, _ = training_examples(
+            split, train, backbone, shots=shots, min_confidence=params.split.min_confidence
+        )
         with console.progress(f"linear probe of {shots} images a class") as update:
             probe = baselines.linear_probe(
-                np.asarray(train[: len(images), 0]),
-                np.array([image.label for image in images]),
+                examples.features[:, 0].cpu().numpy(),
+                examples.labels.cpu().numpy(),
                 np.asarray(val[:, 0]),
                 np.array([image.label for image in split.val]),
                 steps=params.baselines.linear_probe_steps,

@@ -2,7 +2,8 @@
 
 import logging
 
-from coop_core.data.split import read_split
+from coop_core.data.dataset import read_dataset
+from coop_core.data.split import located, read_split
 from coop_core.features.extract import extract_features, features_card
 from coop_core.files import write_json
 from coop_core.params import load_params
@@ -16,9 +17,10 @@ def main() -> None:
     params, settings = load_params(paths.PARAMS), load_settings()
     device = choose_device(settings)
     split = read_split(paths.SPLIT)
+    training = located(split.train, read_dataset(paths.RAW)) if split.is_unlabelled else split.train
     backbone = params.backbone.load(device=device)
     log.info("backbone %s on %s", backbone.name, device)
-    subsets = {"train": (split.train, params.features.views), "val": (split.val, 1), "test": (split.test, 1)}
+    subsets = {"train": (training, params.features.views), "val": (split.val, 1), "test": (split.test, 1)}
     for name, (images, views) in subsets.items():
         with console.progress(f"features of {name} images", len(images) * views) as update:
             extract_features(

@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from coop_core.data.dataset import read_dataset
+from coop_core.data.dataset import Dataset, read_dataset
 from coop_core.data.images import read_image
+from coop_core.data.split import NO_LABEL, read_split
 from coop_core.errors import ArtifactError
 from coop_core.files import read_json
 from coop_core.params import Params, load_params
 from coop_core.report import pictures
-from coop_core.report.findings import best_baseline
+from coop_core.report.findings import best_baseline, pseudo_label_counts
 from coop_core.report.page import write_report
 from pipelines import console, paths
 
@@ -36,6 +37,7 @@ def main() -> None:
         dataset_about={**dataset.about, "name": dataset.name, "counts": dataset.counts()},
         image_root=paths.RAW,
         targets=read_targets(load_params(paths.PARAMS)),
+        pseudo=read_pseudo_labels(dataset),
     )
     write_samples(paths.SAMPLES, predictions, evaluations["class_names"])
     learned = evaluations["classifiers"][evaluations["method"]]
@@ -58,6 +60,19 @@ def read_targets(params: Params) -> dict[str, dict[str, Any]]:
     return {name: read_json(paths.JUDGED / name / "evaluation.json") for name in params.tests}
 
 
+def read_pseudo_labels(dataset: Dataset) -> dict[str, Any] | None:
+    """What zero-shot called the images that were learned from; where the data set knows better, how often it was right.
+
+    None where the training images had labels.
+    """
+    split = read_split(paths.SPLIT)
+    if not split.is_unlabelled:
+        return None
+    rows = read_table(paths.PROMPT / "pseudo_labels.csv")
+    truth = {image.digest: image.label for image in dataset.images if image.label != NO_LABEL}
+    return pseudo_label_counts(rows, split.class_names, truth, pool=len(split.train))
+
+
 def write_samples(folder: Path, predictions: list[dict[str, Any]], names: list[str]) -> None:
     """A test image of each of the first classes, as files to try `coop predict` on."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -78,7 +93,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def _value(name: str, cell: str) -> Any:
-    if name == "path":
+    if name in ("path", "digest"):
         return cell
     if cell == "":
         return None

@@ -15,6 +15,7 @@ def main() -> None:
         classes=params.split.classes,
         test_per_class=params.split.test_per_class,
         label_noise=params.split.label_noise,
+        unlabelled=params.split.unlabelled,
     )
     write_split(paths.SPLIT, split)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from coop_core.artifact import read_artifact, write_card
 from coop_core.data.dataset import read_dataset
-from coop_core.data.split import Split, SplitImage, read_split
+from coop_core.data.split import NO_LABEL, Split, SplitImage, read_split
 from coop_core.errors import ArtifactError
 from coop_core.files import digest_json, read_json, write_json
 from coop_core.judging.transfer import collect
@@ -132,7 +132,7 @@ def _datasets(split: Split) -> list[DatasetInput]:
     def rows(images: tuple[SplitImage, ...]) -> dict[str, list[Any]]:
         return {
             "path": [image.path for image in images],
-            "class_name": [split.class_names[image.label] for image in images],
+            "class_name": [split.class_names[image.label] if image.label != NO_LABEL else "" for image in images],
             "sha256": [image.digest for image in images],
         }
 

@@ -8,19 +8,19 @@ import csv
 import io
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from coop_core.artifact import Artifact, make_card, read_artifact, write_artifact
 from coop_core.backbone import Backbone
-from coop_core.data.split import Split, SplitImage, read_split
+from coop_core.data.split import Split, read_split
 from coop_core.features.examples import CachedFeatures
 from coop_core.features.extract import feature_key, load_features
 from coop_core.files import digest_json, write_json, write_text
+from coop_core.judging.pseudo_labels import PseudoLabels, training_examples
 from coop_core.params import Params, load_params
 from coop_core.preparing import prepare
 from coop_core.prompts.interpretation import nearest_words
@@ -56,12 +56,18 @@ def train_prompt(
     key = checkpoint_key(params, split, backbone, shots, code=core_digest())
     checkpoint = Checkpoint(checkpoints / f"{key}.safetensors", key)
     log.info("training %s with %d shots on %s", params.method.name, shots, backbone.device)
+    features = load_features(paths.FEATURES, "train", split, key=feature_key(backbone))
+    examples, chosen = training_examples(
+        split, features, backbone, shots=shots, min_confidence=params.split.min_confidence
+    )
+    if chosen is not None:
+        log.info("%d of %d images without labels are learned from", len(chosen.rows), len(split.train))
     training = prepare(
         params,
         split=split,
         backbone=backbone,
-        examples=examples_of(split, "train", split.shots_subset(shots), backbone),
-        validation=examples_of(split, "val", split.val, backbone),
+        examples=examples,
+        validation=validation_examples(split, backbone),
         checkpoint=checkpoint,
     )
     if encoder := getattr(training.learner, "encoder", None):
@@ -79,6 +85,8 @@ def train_prompt(
         code_revision=code_revision(),
     )
     write_curve(folder / "curve.csv", curve)
+    if chosen is not None:
+        write_pseudo_labels(folder / "pseudo_labels.csv", chosen, split)
     write_artifact(folder, training.learner, card)
     checkpoint.path.unlink(missing_ok=True)
     return curve
@@ -88,12 +96,9 @@ def details(epoch: Epoch) -> str:
     return f"loss {epoch.loss:.3f}, accuracy {100 * epoch.accuracy:.1f} %"
 
 
-def examples_of(
-    split: Split, subset: Literal["train", "val"], images: Sequence[SplitImage], backbone: Backbone
-) -> CachedFeatures:
-    """The first images of a subset, with the features that the backbone's own stage wrote."""
-    features = load_features(paths.FEATURES, subset, split, key=feature_key(backbone))
-    return CachedFeatures.of(images, features[: len(images)], device=backbone.device)
+def validation_examples(split: Split, backbone: Backbone) -> CachedFeatures:
+    features = load_features(paths.FEATURES, "val", split, key=feature_key(backbone))
+    return CachedFeatures.of(split.val, features, device=backbone.device)
 
 
 def checkpoint_key(params: Params, split: Split, backbone: Backbone, shots: int, *, code: str) -> str:
@@ -107,6 +112,16 @@ def shared_words(artifact: Artifact, backbone: Backbone) -> dict[str, Any] | Non
     """The nearest words of a shared context; a context a class would fill pages and say nothing."""
     context = artifact.state.get("context_vectors")
     return None if context is None or context.ndim != 2 else nearest_words(backbone.text_tower, context)
+
+
+def write_pseudo_labels(path: Path, chosen: PseudoLabels, split: Split) -> None:
+    """Which images of the pool were learned from, and as what."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["digest", "label", "confidence"])
+    for row, label, confidence in zip(chosen.rows, chosen.labels, chosen.confidences, strict=True):
+        writer.writerow([split.train[row].digest, label, float(confidence)])
+    write_text(path, table.getvalue())
 
 
 def write_curve(path: Path, curve: list[Epoch]) -> None:
