@@ -89,8 +89,8 @@ class Playground:
         ports = free_ports(2)
         self.settings = Settings(
             _env_file=None, tracking_uri=f"sqlite:///{folder}/mlflow.db", cache_folder=folder / ".cache",
-            registered_model="coop-images", prefect_port=ports[0], mlflow_port=ports[1], services_folder=folder / ".services",
-            prefect_api_url=f"http://127.0.0.1:{ports[0]}/api",
+            registered_model="coop-images", prefect_port=ports[0], mlflow_port=ports[1],
+            services_folder=folder / ".services", prefect_api_url=f"http://127.0.0.1:{ports[0]}/api",
         )  # fmt: skip
         text = f"COOP_PREFECT_PORT={ports[0]}\nCOOP_MLFLOW_PORT={ports[1]}\nCOOP_RETRAIN_CRON=0 0 1 1 *\n"
         (folder / ".env").write_text(text + f"COOP_PREFECT_API_URL={self.settings.prefect_api_url}\n")
