@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from coop_core.backbone import digest_tensors, load_backbone, pad
+from coop_core.backbone import digest_tensors, load_backbone, open_clip_models, pad
+from coop_core.backbone import mini as mini_backbone
+from coop_core.backbone.base import in_full_float32
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.data.views import ImageTransform
 from coop_core.errors import BackboneError, PromptError
@@ -350,3 +354,43 @@ def _copy(zoo, name: str, folder: Path) -> None:
 
 def _text_module(tower) -> torch.nn.Module:
     return tower.module if hasattr(tower, "module") else tower.encoder
+
+
+@pytest.fixture
+def flags() -> Iterator[tuple[Any, Any]]:
+    """torch's two switches for TF32, as they are for the whole process."""
+    found = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [each.allow_tf32 for each in found]
+    yield found
+    for each, allowed in zip(found, before, strict=True):
+        each.allow_tf32 = allowed
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_float32_on_cuda_is_no_tf32_and_the_process_keeps_what_it_allows(flags, allowed):
+    for each in flags:
+        each.allow_tf32 = allowed
+    seen = []
+
+    def encode(pixels):
+        seen.append([each.allow_tf32 for each in flags])
+        if len(seen) == 2:
+            raise RuntimeError
+        return pixels
+
+    exact = in_full_float32(encode, torch.device("cuda"))
+    exact(torch.zeros(1))
+    with pytest.raises(RuntimeError):
+        exact(torch.zeros(1))
+    assert seen == [[False, False], [False, False]]
+    assert [each.allow_tf32 for each in flags] == [allowed, allowed]
+
+
+def test_loaded_towers_are_held_to_float32(zoo, monkeypatch):
+    """By both loaders, which ask for it with the device they load for."""
+    asked = []
+    for module in (open_clip_models, mini_backbone):
+        monkeypatch.setattr(module, "in_full_float32", lambda encode, device: asked.append(device.type) or encode)
+    load_backbone(zoo.architecture("flat"), None)
+    load_backbone("mini", None)
+    assert asked == ["cpu", "cpu"]

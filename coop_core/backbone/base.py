@@ -117,6 +117,24 @@ class Backbone:
         return digest_json([digest_tensors(self.load_weights()), self.config])
 
 
+def in_full_float32(encode: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The same, without TF32: on CUDA, torch computes float32 convolutions in it unless it is told not to, and features
+    that say float32 would differ from a CPU's by thousandths."""
+    if device.type != "cuda":
+        return encode
+
+    def exact(pixels: Tensor) -> Tensor:
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        before = cudnn.allow_tf32, matmul.allow_tf32
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+        try:
+            return encode(pixels)
+        finally:
+            cudnn.allow_tf32, matmul.allow_tf32 = before
+
+    return exact
+
+
 def backbone_name(architecture: str, pretrained: str | None, image_precision: Precision) -> str:
     """For people: "ViT-B-16-quickgelu (openai)", "mini (imagenet-minilm), images in bfloat16"."""
     name = f"{architecture} ({pretrained})" if pretrained else architecture

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coop_core.backbone.base import Backbone, Precision, TextTower, freeze, pad
+from coop_core.backbone.base import Backbone, Precision, TextTower, freeze, in_full_float32, pad
 from coop_core.backbone.tokenizers import from_hugging_face
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import PaddedTextTower, mean_pool
@@ -57,7 +57,7 @@ def load_mini(pretrained: str | None, *, image_precision: Precision, device: tor
         family="sentence encoder (padding masked, mean-pooled)",
         transform=TRANSFORM,
         logit_scale=LOGIT_SCALE,
-        encode_images=encode_images,
+        encode_images=in_full_float32(encode_images, device),
         load_text_tower=lambda: _text_tower(_sentence_encoder().to(device), class_rows),
         load_weights=weights,
         config={"image": "tf_efficientnet_lite0", "text": "BERT, mean-pooled", "ridge": RIDGE, "template": _TEMPLATE},

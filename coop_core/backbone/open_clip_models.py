@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze
+from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze, in_full_float32
 from coop_core.backbone.tokenizers import from_hugging_face, from_simple_tokenizer
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import CausalTextTower, PaddedTextTower
@@ -43,7 +43,7 @@ def load_open_clip(
         family=family,
         transform=_image_transform(architecture, model.visual.preprocess_cfg),
         logit_scale=model.logit_scale.detach().float().exp().item(),
-        encode_images=encode_images,
+        encode_images=in_full_float32(encode_images, device),
         load_text_tower=lambda: _text_tower(open_clip, architecture, model),
         load_weights=model.state_dict,
         config=config,
