@@ -1,6 +1,7 @@
 """Learning without labels: the pool, what zero-shot says of it, and prompts that are trained side by side."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,19 @@ import pytest
 import torch
 from test_methods import images
 from test_split import toy_dataset
+from toy_images import paint, paint_classes
 from toy_params import toy_params
 
 from coop_core.backbone import Backbone
 from coop_core.data.dataset import Dataset
 from coop_core.data.split import few_shot_split, located, read_split, write_split
-from coop_core.errors import ParamsError, SplitError, TrainingError
+from coop_core.errors import DatasetError, ParamsError, SplitError, TrainingError
 from coop_core.judging.pseudo_labels import labelled_pool, pseudo_labels
 from coop_core.methods import Task, upl
+from coop_core.params import DatasetParams
 from coop_core.training import Checkpoint, Training, fit
+from pipelines.settings import Settings
+from pipelines.sources.datasets import bring_dataset
 
 NAMES = ("cat", "sea lake", "river")
 
@@ -158,3 +163,52 @@ def test_validation_images_come_from_the_data_sets_own_subset_alone() -> None:
 
     assert split(toy_dataset(train=9)).val == ()
     assert {image.label for image in split(toy_dataset(train=9, val=3)).val} == set(range(5))
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """What a user without labels has: a folder of images, class names, and a few labelled ones to judge by."""
+    for number in range(8):
+        paint(tmp_path / f"photos/{'deeper/' * (number % 2)}{number}.png", 50 + number)
+    paint_classes(tmp_path / "judged", {"cat": 2, "dog": 2})
+    (tmp_path / "card.yaml").write_text(
+        "name: pets\npath: judged\nunlabelled: photos\nclass_names: [dog, cat]\n"
+    )
+    return tmp_path
+
+
+def brought(folder: Path, **changes: Any) -> Dataset:
+    params = DatasetParams(source=str(folder / "card.yaml"), **changes)
+    return bring_dataset(params, folder / "raw", Settings(_env_file=None, cache_folder=folder / ".cache"))
+
+
+def test_a_folder_of_images_and_a_list_of_names_are_enough_to_learn_from(flat) -> None:
+    dataset = brought(flat)
+    split = few_shot_split(dataset, shots=2, seed=1, unlabelled="all")
+
+    assert dataset.class_names == ("dog", "cat")
+    assert (len(split.train), len(split.test)) == (8, 4)
+    assert all((dataset.root / image.path).is_file() for image in located(split.train, dataset))
+    assert dataset.counts() == {name: {"train": 0, "val": 0, "test": 2} for name in ("dog", "cat")}
+
+
+def test_the_same_folder_has_nothing_for_whoever_wants_labels(flat) -> None:
+    with pytest.raises(SplitError, match="'dog' has 0, 'cat' has 0"):
+        few_shot_split(brought(flat), shots=2, seed=1)
+
+
+def test_an_image_of_the_pool_that_is_judged_as_well_is_a_fault(flat) -> None:
+    shutil.copy(flat / "photos/0.png", flat / "judged/cat/0.png")
+    with pytest.raises(DatasetError, match="the same image is in more than one of train, val and test"):
+        brought(flat)
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    (lambda folder: shutil.rmtree(folder / "photos"), "of images without labels does not exist"),
+    (lambda folder: [path.unlink() for path in (folder / "photos").rglob("*.png")], "images without labels holds none"),
+    (lambda folder: (folder / "photos/broken.png").write_text("x"), "images cannot be read"),
+])  # fmt: skip
+def test_what_is_wrong_with_the_pool_is_said(flat, change, sentence) -> None:
+    change(flat)
+    with pytest.raises(DatasetError, match=sentence):
+        brought(flat)

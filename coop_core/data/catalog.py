@@ -53,6 +53,8 @@ class Card(BaseModel):
     """Where the images are: below the fetched files when there are any, else relative to the card."""
     index: str = ""
     """The CSV or split JSON that lists the images, relative to `path`'s root."""
+    unlabelled: str = ""
+    """A folder of images without labels to learn from, relative as `path` is; those of `path` then judge only."""
     class_names: dict[str, str] | list[str] | None = None
     """Words for class folders {folder: words}, or all class names in label order."""
     template: str = GENERIC_TEMPLATE

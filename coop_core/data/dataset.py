@@ -14,6 +14,8 @@ from coop_core.errors import DatasetError
 from coop_core.files import digest_json, read_json, write_json, write_text
 
 SCHEMA = 1
+NO_LABEL = -1
+"""Of an image that nobody has labelled, or whose label is not to be read."""
 Subset = Literal["train", "val", "test"]
 SUBSETS: tuple[Subset, ...] = ("train", "val", "test")
 SUBSET_NAMES: dict[str, Subset] = {

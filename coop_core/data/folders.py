@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from coop_core.data.catalog import Card, class_labels
-from coop_core.data.dataset import SUBSET_NAMES, Subset
+from coop_core.data.dataset import NO_LABEL, SUBSET_NAMES, Subset
 from coop_core.data.images import SUFFIXES
 from coop_core.data.validation import Findings, Sample
 
@@ -53,6 +53,17 @@ def read_folders(card: Card, folder: Path, findings: Findings) -> tuple[list[Sam
     for problem, paths in places.items():
         findings.add(problem, _names(paths, folder), accepted=problem not in _FAULTS)
     return samples, class_names
+
+
+def read_pool(folder: Path, findings: Findings) -> list[Sample]:
+    """The images below `folder` at any depth, without labels; nothing is read from the names of its folders."""
+    places = _contents(folder)
+    samples = [Sample(image, NO_LABEL, "train") for image in sorted(places.pop(_IMAGE, []))]
+    if not samples:
+        findings.add("a folder of images without labels holds none", [str(folder)])
+    for problem, paths in places.items():
+        findings.add(problem, _names(paths, folder), accepted=problem not in _FAULTS)
+    return samples
 
 
 def _unwrapped(folder: Path, places: Places) -> Path:

@@ -15,9 +15,9 @@ import numpy as np
 from coop_core.data import validation
 from coop_core.data.archives import read_gzip
 from coop_core.data.catalog import Card
-from coop_core.data.dataset import SUBSET_NAMES, Dataset, LabelledImage, Subset, shown, words, write_dataset
+from coop_core.data.dataset import NO_LABEL, SUBSET_NAMES, Dataset, LabelledImage, Subset, shown, words, write_dataset
 from coop_core.data.descriptions import check_descriptions
-from coop_core.data.folders import read_folders
+from coop_core.data.folders import read_folders, read_pool
 from coop_core.data.listings import read_csv, read_split_json
 from coop_core.data.validation import Findings, Sample, file_fault
 from coop_core.errors import DatasetError
@@ -32,8 +32,12 @@ def import_dataset(
     test_fraction: float,
     accept: Collection[str] = (),
     progress: Callable[[int, int], object] = lambda done, total: None,
+    pool: Path | None = None,
 ) -> Dataset:
     """Read the data set that `card` describes below `folder` and write its normal form into `target`.
+
+    `pool` is the folder of its images without labels, if it has any: they are trained on, and what lies below `folder`
+    judges.
 
     Raises
     ------
@@ -43,16 +47,22 @@ def import_dataset(
     if not folder.is_dir():
         kind = "is no folder" if folder.exists() else "does not exist"
         raise DatasetError(f"data set {card.name}: image folder {shown(str(folder))} {kind}: correct the card's path")
+    if pool is not None and not pool.is_dir():
+        raise DatasetError(f"data set {card.name}: folder {pool} of images without labels does not exist: correct the "
+                           "card's unlabelled")  # fmt: skip
     if card.layout == "idx":
         return _import_idx(card, folder, target, accept=accept)
     findings = Findings()
     samples, class_names = _READERS[card.layout](card, folder, findings)
+    if pool is not None:
+        samples = [replace(sample, subset=_judging(sample.subset)) for sample in samples]
+        samples += read_pool(pool, findings)
     validation.check_classes(class_names, findings, accept=accept)
     digests = validation.check_files(samples, findings, progress=progress)
     subsets = _assign_subsets(samples, digests, test_fraction=test_fraction)
     validation.check_duplicates(samples, digests, subsets, findings, accept=accept)
     images = tuple(
-        LabelledImage(f"images/{sample.file.relative_to(folder).as_posix()}", sample.label, subset, digest)
+        LabelledImage(_place(sample, folder, pool), sample.label, subset, digest)
         for sample, subset, digest in zip(samples, subsets, digests, strict=True)
     )
     dataset = _dataset(card, target, class_names, images, findings)
@@ -62,6 +72,17 @@ def import_dataset(
         shutil.copyfile(sample.file, copy)
     write_dataset(dataset)
     return dataset
+
+
+def _judging(subset: Subset | None) -> Subset:
+    """What a labelled image is for where the training images have no labels."""
+    return "test" if subset is None else subset
+
+
+def _place(sample: Sample, folder: Path, pool: Path | None) -> str:
+    if pool is not None and sample.label == NO_LABEL:
+        return f"unlabelled/{sample.file.relative_to(pool).as_posix()}"
+    return f"images/{sample.file.relative_to(folder).as_posix()}"
 
 
 def _dataset(
@@ -79,7 +100,7 @@ def _dataset(
     if card.descriptions is not None:
         described = check_descriptions(card.descriptions, class_names, where=f"descriptions of {card.name}")
         dataset = replace(dataset, descriptions=described)
-    validation.check_counts(dataset.counts(), findings)
+    validation.check_counts(dataset.counts(), findings, trains=not card.unlabelled)
     findings.raise_faults(card.name)
     return dataset
 
@@ -110,6 +131,8 @@ def _import_idx(card: Card, folder: Path, target: Path, *, accept: Collection[st
     """The four .gz files of the MNIST family -> train.npy and test.npy."""
     if not isinstance(card.class_names, list):
         raise DatasetError(f"dataset card {card.name}: layout idx needs class_names as a list in label order")
+    if card.unlabelled:
+        raise DatasetError(f"dataset card {card.name}: unlabelled is for folders of images, and layout idx has none")
     findings = Findings()
     validation.check_classes(card.class_names, findings, accept=accept)
     arrays: dict[str, np.ndarray] = {}

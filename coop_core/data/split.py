@@ -15,11 +15,10 @@ from math import ceil
 from pathlib import Path
 from typing import Literal
 
-from coop_core.data.dataset import Dataset, LabelledImage
+from coop_core.data.dataset import NO_LABEL, Dataset, LabelledImage
 from coop_core.errors import SplitError
 from coop_core.files import digest_bytes, digest_json, read_json, write_json
 
-NO_LABEL = -1
 MAX_VALIDATION_SHOTS = 4
 """Validation images a class are min(shots, 4), as in CoOp."""
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coop_core.data.dataset import Subset, shown
+from coop_core.data.dataset import NO_LABEL, Subset, shown
 from coop_core.data.images import decoded
 from coop_core.errors import DatasetError
 from coop_core.files import digest_file
@@ -123,7 +123,7 @@ def check_duplicates(
     for positions in by_digest.values():
         if len(positions) > 1:
             names = " = ".join(_short(samples[position].file) for position in positions)
-            if len({samples[position].label for position in positions}) > 1:
+            if len({samples[position].label for position in positions} - {NO_LABEL}) > 1:
                 contradictory.append(names)
             elif len({subsets[position] for position in positions}) > 1:
                 across.append(names)
@@ -136,11 +136,11 @@ def check_duplicates(
     findings.add("the same image is in two classes", contradictory)
 
 
-def check_counts(counts: dict[str, dict[str, int]], findings: Findings) -> None:
-    """Every class needs images to train and to test on; `counts` is in label order."""
+def check_counts(counts: dict[str, dict[str, int]], findings: Findings, *, trains: bool = True) -> None:
+    """Every class needs images to test on, and, where it `trains`, to train on; `counts` is in label order."""
     judged = {name: count for label, (name, count) in enumerate(counts.items()) if label not in findings.explained}
     findings.add("classes have no image", [name for name, count in judged.items() if not any(count.values())])
-    for subset in ("train", "test"):
+    for subset in ("train", "test") if trains else ("test",):
         findings.add(
             f"classes have no {subset} image (each needs one to train on and another to test on)",
             [name for name, count in judged.items() if any(count.values()) and not count[subset]],

@@ -70,8 +70,12 @@ def _bring(params: DatasetParams, target: Path, settings: Settings, *, progress:
     if isinstance(card.descriptions, str):
         card = card.model_copy(update={"descriptions": read_descriptions(beside / card.descriptions)})
     folder = fetch_card(card, beside, cache=settings.cache_folder / paths.DOWNLOADS, settings=settings)
+    pool = None
+    if card.unlabelled:
+        elsewhere = card.model_copy(update={"path": card.unlabelled})
+        pool = fetch_card(elsewhere, beside, cache=settings.cache_folder / paths.DOWNLOADS, settings=settings)
     return import_dataset(
-        card, folder, target, test_fraction=params.test_fraction, accept=params.accept, progress=progress
+        card, folder, target, test_fraction=params.test_fraction, accept=params.accept, progress=progress, pool=pool
     )
 
 

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from coop_core.data.dataset import Dataset, read_dataset
+from coop_core.data.dataset import NO_LABEL, Dataset, read_dataset
 from coop_core.data.images import read_image
-from coop_core.data.split import NO_LABEL, read_split
+from coop_core.data.split import read_split
 from coop_core.errors import ArtifactError
 from coop_core.files import read_json
 from coop_core.params import Params, load_params

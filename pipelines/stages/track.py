@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from coop_core.artifact import read_artifact, write_card
-from coop_core.data.dataset import read_dataset
-from coop_core.data.split import NO_LABEL, Split, SplitImage, read_split
+from coop_core.data.dataset import NO_LABEL, read_dataset
+from coop_core.data.split import Split, SplitImage, read_split
 from coop_core.errors import ArtifactError
 from coop_core.files import digest_json, read_json, write_json
 from coop_core.judging.transfer import collect
