@@ -3,6 +3,7 @@
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
+RECIPES = Path("recipes")
 SOURCE = Path("data/source")
 RAW = Path("data/raw")
 SPLIT = Path("artifacts/split.json")

@@ -53,7 +53,7 @@ INSIDE = {
     "coop_core.methods": ["learner", "class_mean linear_probe coop cocoop biomedcoop upl"],
     "coop_core.judging": ["classifier evaluation gate transfer", "baselines", "pseudo_labels"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
-    "coop_core.params": ["sections", "sweep", "run", "file"],
+    "coop_core.params": ["sections", "sweep", "run", "file", "recipes"],
     "coop_core.sweeps": ["sweep", "trials"],
     "pipelines.sources": ["storage", "datasets"],
     "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs"],

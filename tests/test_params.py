@@ -113,6 +113,7 @@ def test_the_method_section_is_read_by_the_class_of_the_method_it_names(tmp_path
 def test_every_method_can_be_named_with_its_defaults(name: str) -> None:
     found = changed()
     found["method"] = {"name": name}
+    found["split"] |= {"unlabelled": "all"} if name == "upl" else {}
     assert parse_params(found, where="params.yaml").method == load_method(name).Params(name=name)
 
 

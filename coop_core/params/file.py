@@ -3,7 +3,7 @@
 import difflib
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +59,30 @@ def patch(text: str, values: dict[str, Any], *, path: str = "params.yaml") -> st
 
     Comments, order and style stay as they are.
     """
+    before, after = text.splitlines(True), changed(text, values).splitlines(True)
+    return "".join(difflib.unified_diff(before, after, f"a/{path}", f"b/{path}"))
+
+
+def changed(text: str, values: dict[str, Any], *, whole: Collection[str] = ()) -> str:
+    """The text with new values by dotted name; comments, order and style stay as they are.
+
+    A section in `whole` that is given as a mapping holds no other keys afterwards.
+    """
     yaml = next((style for style in _styles() if _dumped(style, style.load(text)) == text), next(_styles()))
     tree = yaml.load(text)
+    for section in whole:
+        if isinstance(given := values.get(section), dict):
+            for key in [key for key in tree.get(section, {}) if key not in given]:
+                del tree[section][key]
     for name, value in values.items():
-        *sections, last = name.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[last] = value
-    before, after = text.splitlines(True), _dumped(yaml, tree).splitlines(True)
-    return "".join(difflib.unified_diff(before, after, f"a/{path}", f"b/{path}"))
+        for key, single in flat(value, f"{name}.").items() if isinstance(value, dict) else [(name, value)]:
+            *sections, last = key.split(".")
+            node = tree
+            for section in sections:
+                node = node.setdefault(section, {})
+            if last not in node or node[last] != single:  # what stays keeps its style
+                node[last] = single
+    return _dumped(yaml, tree)
 
 
 def _styles() -> Iterator[YAML]:

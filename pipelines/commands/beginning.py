@@ -32,7 +32,7 @@ def _require_place(command: str) -> None:
     from pipelines.settings import load_settings
 
     if (
-        command in {"sweep", "promote", "up", "describe"}
+        command in {"sweep", "promote", "up", "describe", "recipe"}
         or (command in {"down", "status"} and not load_settings().services_folder.is_absolute())
         or (command == "ui" and not load_settings().tracking_uri.startswith("http"))
     ):

@@ -178,22 +178,37 @@ def describe(
     sentences: Annotated[int, typer.Option(min=1, max=200, help="How many to ask for a class.")] = 20,
 ) -> None:
     """Write the question for sentences a class; given an ANSWER, check it and write the JSON file for the card."""
-    from coop_core.data.dataset import read_dataset
-    from coop_core.errors import DatasetError
-    from pipelines import paths
-    from pipelines.commands import describe as describing
+    from pipelines.commands.describe import question_or_file
 
-    if not (paths.RAW / "dataset.json").exists():
-        raise DatasetError(f"{paths.RAW} is not here yet, which has the class names: `dvc repro download` brings it")
-    dataset = read_dataset(paths.RAW)
-    if answer is None:
-        title = dataset.about.get("title", dataset.name)
-        typer.echo(describing.question(dataset.class_names, title=title, sentences=sentences), nl=False)
+    typer.echo(question_or_file(answer, sentences=sentences), nl=False)
+
+
+@app.command()
+def recipe(
+    name: Annotated[str, typer.Argument(help="A recipe, or `list`.")],
+    shots: Annotated[int | None, typer.Option(min=1, help="The schedule of so many images a class.")] = None,
+    variant: Annotated[str | None, typer.Option(help="What the paper varies.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the change without making it.")] = False,
+) -> None:
+    """Write a published setting into params.yaml, and say in what a run of it differs from the published one."""
+    from coop_core.files import write_text
+    from coop_core.params.recipes import apply_recipe, read_recipe, recipe_names
+    from pipelines import paths
+
+    if name == "list":
+        for known in recipe_names(paths.RECIPES):
+            found = read_recipe(paths.RECIPES, known)
+            variants = f" (--variant {', '.join(found.variants)})" if found.variants else ""
+            typer.echo(f"{known}: {found.title}{variants}")
         return
-    if not answer.is_file():
-        raise DatasetError(f"there is no file {answer}: save the answer of the language model there")
-    found = describing.read_answer(answer.read_text(encoding="utf-8", errors="replace"), dataset.class_names)
-    typer.echo(describing.as_json(found, dataset.class_names), nl=False)
+    found = read_recipe(paths.RECIPES, name)
+    text, diff = apply_recipe(paths.PARAMS, found.values(shots=shots, variant=variant))
+    if not show:
+        write_text(paths.PARAMS, text)
+    typer.echo(diff or "params.yaml has this setting already\n", nl=False)
+    typer.echo(f"\n{found.paper}\nseeds {', '.join(map(str, found.seeds))}; read from {found.code}\ndiffers:", err=True)
+    for difference in found.differs:
+        typer.echo(f"  - {difference}", err=True)
 
 
 @app.command()

@@ -6,11 +6,33 @@ The model is whichever the user likes; nothing is sent anywhere.
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
+from coop_core.data.dataset import read_dataset
 from coop_core.data.descriptions import Descriptions, check_descriptions
 from coop_core.errors import DatasetError
+from pipelines import paths
 
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
+
+
+def question_or_file(answer: Path | None, *, sentences: int) -> str:
+    """What to ask about the project's data set, or, of an answer in a file, the JSON for its card.
+
+    Raises
+    ------
+    DatasetError
+        Where the data set or the file is not there, or the answer is not right.
+    """
+    if not (paths.RAW / "dataset.json").exists():
+        raise DatasetError(f"{paths.RAW} is not here yet, which has the class names: `dvc repro download` brings it")
+    dataset = read_dataset(paths.RAW)
+    if answer is None:
+        return question(dataset.class_names, title=dataset.about.get("title", dataset.name), sentences=sentences)
+    if not answer.is_file():
+        raise DatasetError(f"there is no file {answer}: save the answer of the language model there")
+    found = read_answer(answer.read_text(encoding="utf-8", errors="replace"), dataset.class_names)
+    return as_json(found, dataset.class_names)
 
 
 def question(class_names: Sequence[str], *, title: str, sentences: int) -> str:
