@@ -51,7 +51,7 @@ def test_a_row_sees_its_own_branch_and_no_other():
 def test_a_long_list_is_cut_into_stripes_that_share_one_trunk():
     tree = build_tree(_sentences([f"{animal} {place}" for animal in ANIMALS for place in ("hut", "zoo", "field")]))
 
-    assert (tree.shape[0] > 1, tree.trunk) == (True, len(_words("SOS a photo of")))
+    assert (tree.mask.shape[0] > 1, tree.trunk) == (True, len(_words("SOS a photo of")))
 
 
 @of_any_prompts
@@ -122,7 +122,7 @@ def test_a_beginning_is_computed_again_only_where_its_branch_is_out_of_sight(pro
         before = last_row.get(_beginning(tree, row))
         if before is not None:
             end = next(end for end in sorted(tree.ends.tolist()) if end >= row)
-            assert _seen_rows(tree, before)[tree.trunk] < end // tree.shape[1] * tree.shape[1] - tree.reach
+            assert _seen_rows(tree, before)[tree.trunk] < end // tree.mask.shape[1] * tree.mask.shape[1] - tree.reach
         last_row[_beginning(tree, row)] = row
 
 
@@ -132,7 +132,7 @@ def test_prompts_that_fit_in_one_stripe_are_computed_without_padding_or_trunk(pr
     tree = build_tree(prompts)
 
     beginnings = {path[:length] for path in prompts for length in range(1, len(path) + 1)}
-    assert (tree.shape, tree.trunk) == ((1, len(beginnings)), 0)
+    assert (tree.mask.shape[:2], tree.trunk) == ((1, len(beginnings)), 0)
 
 
 @of_many_prompts
@@ -141,7 +141,7 @@ def test_the_trunk_is_all_that_prompts_share_where_there_are_several_stripes(pro
     tree = build_tree(prompts)
 
     shared = [i for i in range(min(map(len, prompts)) - 1) if len({path[: i + 1] for path in prompts}) == 1]
-    assert tree.trunk == (len(shared) if tree.shape[0] > 1 else 0)
+    assert tree.trunk == (len(shared) if tree.mask.shape[0] > 1 else 0)
 
 
 @of_many_prompts
@@ -166,7 +166,7 @@ def test_only_the_last_rows_are_padding_and_fewer_than_a_stripe(prompts):
     tree = build_tree(prompts)
 
     real = len(_real_rows(tree))
-    assert (set(tree.elements[real:]) <= {None}, len(tree.elements) - real < tree.shape[1]) == (True, True)
+    assert (set(tree.elements[real:]) <= {None}, len(tree.elements) - real < tree.mask.shape[1]) == (True, True)
 
 
 @of_any_prompts
@@ -174,7 +174,7 @@ def test_only_the_last_rows_are_padding_and_fewer_than_a_stripe(prompts):
 def test_a_stripe_is_no_smaller_than_what_it_reads_of_others(prompts):
     tree = build_tree(prompts)
 
-    assert max(tree.trunk, tree.reach) <= tree.shape[1]
+    assert max(tree.trunk, tree.reach) <= tree.mask.shape[1]
 
 
 @of_any_prompts
@@ -224,7 +224,7 @@ def test_a_prompt_given_twice_is_computed_once():
 def test_prompts_with_nothing_in_common_have_no_trunk():
     tree = build_tree([(i, *range(100, 150), EOT) for i in range(8)])
 
-    assert (tree.shape[0] > 1, tree.trunk) == (True, 0)
+    assert (tree.mask.shape[0] > 1, tree.trunk) == (True, 0)
 
 
 @pytest.mark.parametrize("context", [4, 16, 60])
@@ -243,7 +243,7 @@ def test_stripes_grow_with_what_they_must_read(shared, count):
 
     tree = build_tree(prompts)
 
-    assert 150 <= tree.shape[1] <= 160
+    assert 150 <= tree.mask.shape[1] <= 160
     assert [_seen(tree, end) for end in tree.ends.tolist()] == [list(enumerate(path)) for path in prompts]
 
 
@@ -262,7 +262,7 @@ def _real_rows(tree: PrefixTree) -> list[tuple[int, int]]:
 
 def _seen_rows(tree: PrefixTree, row: int) -> list[int]:
     """The rows that a row sees, by position."""
-    (_, s), read = tree.shape, tree.trunk + tree.reach
+    (_, s), read = tree.mask.shape[:2], tree.trunk + tree.reach
     keys = (tree.mask.flatten(0, 1)[row] == 0).nonzero().flatten()
     rows = torch.where(keys < tree.trunk, keys, keys - read + row // s * s)
     return rows[tree.positions[rows].argsort(stable=True)].tolist()

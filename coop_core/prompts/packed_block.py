@@ -53,7 +53,7 @@ class Shape:
 
     @classmethod
     def of(cls, tree: PrefixTree, device: torch.device, dtype: torch.dtype) -> "Shape":
-        (b, s), stripes = tree.shape, tree.ends // tree.shape[1]
+        (b, s), stripes = tree.mask.shape[:2], tree.ends // tree.mask.shape[1]
         counts = stripes.bincount(minlength=b)
         found = torch.arange(int(counts.max())) < counts[:, None]                 # (b, e)
         grid = torch.zeros(found.shape, dtype=torch.long)
@@ -75,12 +75,14 @@ class Block:
         w, bias = attention.in_proj_weight, attention.in_proj_bias
         self.width, self.heads = attention.embed_dim, attention.num_heads
         gammas = [getattr(layer_scale, "gamma", None) for layer_scale in (block.ls_1, block.ls_2)]
-        scale = torch.full((self.width,), (self.width // self.heads) ** -0.5, device=w.device)
-        self.to_q = FrozenLinear(w[: self.width], bias[: self.width], dtype, scale)
-        self.to_kv = FrozenLinear(w[self.width :], bias[self.width :], dtype)
-        self.out = FrozenLinear(attention.out_proj.weight, attention.out_proj.bias, dtype, gammas[0])
-        self.up = FrozenLinear(mlp.c_fc.weight, mlp.c_fc.bias, dtype)
-        self.down = FrozenLinear(mlp.c_proj.weight, mlp.c_proj.bias, dtype, gammas[1])
+        scale = torch.ones(len(w), device=w.device)
+        scale[: self.width] = (self.width // self.heads) ** -0.5
+        cut = [self.width, 2 * self.width] if last else [len(w)]          # the last asks for ends alone
+        pieces = zip(w.split(cut), bias.split(cut), scale.split(cut), strict=True)
+        self.to_qkv = [FrozenLinear(*its, dtype) for its in pieces]
+        self.out = FrozenLinear(attention.out_proj.weight, attention.out_proj.bias, gammas[0], dtype)
+        self.up = FrozenLinear(mlp.c_fc.weight, mlp.c_fc.bias, None, dtype)
+        self.down = FrozenLinear(mlp.c_proj.weight, mlp.c_proj.bias, gammas[1], dtype)
         self.norm_1, self.norm_2, self.gelu = _norm(block.ln_1), _norm(block.ln_2), _gelu(mlp.gelu)
         self.dtype, self.last = dtype, last
 
@@ -101,11 +103,12 @@ class Block:
     def _attend(self, asking: Tensor, y: Tensor, shape: Shape, read: Tensor | None) -> Tensor:
         """Normed rows that ask (g, r or c, w), all normed rows (g, r, w) -> attended rows (g, r or c, w)."""
         b, mask = len(shape.mask), shape.end_mask if self.last else shape.mask
-        k, v = _read(self.to_kv(y), shape, self.heads)                            # (n, j, a) each
+        projected = [product(rows) for product, rows in zip(self.to_qkv, (asking, y), strict=False)]
+        q, kv = projected if self.last else projected[0].tensor_split([self.width], dim=-1)
+        k, v = _read(kv, shape, self.heads)                                       # (n, j, a) each
         if read is not None:
             k, v = self._with_deep(k, v, read, b)
             mask = F.pad(mask, (read.shape[1], 0))
-        q = self.to_q(asking)
         if self.last:
             q = q.index_select(1, shape.grid)
         q = _by_heads(q, b, self.heads, parts=1)[0].flatten(0, 2)                          # (n, i, a)
@@ -118,7 +121,8 @@ class Block:
     def _with_deep(self, k: Tensor, v: Tensor, read: Tensor, b: int) -> tuple[Tensor, Tensor]:
         """Normed deep rows (g or 1, t, w) in front of what each stripe reads."""
         sets = len(k) // (b * self.heads)
-        by_heads = _by_heads(self.to_kv(read), 1, self.heads, parts=2)                     # (2, g or 1, 1, h, t, a)
+        kv = self.to_qkv[-1](read)[..., -2 * self.width :]
+        by_heads = _by_heads(kv, 1, self.heads, parts=2)                                   # (2, g or 1, 1, h, t, a)
         deep_k, deep_v = by_heads.expand(2, sets, b, *by_heads.shape[3:]).flatten(1, 3)
         return torch.cat([deep_k, k], dim=1), torch.cat([deep_v, v], dim=1)
 
@@ -126,7 +130,7 @@ class Block:
 class FrozenLinear:
     """y = x W^T + b with frozen W (out, in) and b (out): (..., in) -> (..., out)."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, scale: Tensor | None, dtype: torch.dtype) -> None:
         """`scale` (out,) is multiplied into both."""
         if scale is not None:
             weight, bias = weight * scale[:, None], bias * scale

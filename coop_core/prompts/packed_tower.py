@@ -65,7 +65,7 @@ class PackedTower:
 
     def kept_bytes(self, tree: PrefixTree) -> int:
         """What one set of context vectors holds between its forward and its backward pass, at its peak."""
-        (b, s), w, heads, size = tree.shape, self.blocks[0].width, self.blocks[0].heads, self.dtype.itemsize
+        (b, s), w, heads, size = tree.mask.shape[:2], self.blocks[0].width, self.blocks[0].heads, self.dtype.itemsize
         keys, rows = tree.mask.shape[-1], max(b * s, len(tree.ends))              # classes may share an EOT row
         kept = rows * w * (2 * 4 + 5 * size) + b * keys * (2 * w + heads * s) * size
         passing = rows * w * (5 * 4 + 14 * size) + b * keys * (2 * w + 3 * heads * s) * size

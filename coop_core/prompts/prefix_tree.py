@@ -48,11 +48,6 @@ class PrefixTree:
     reach: int
     """u: at most s."""
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(b, s)"""
-        return self.mask.shape[0], self.mask.shape[1]
-
 
 def build_tree(prompts: Sequence[Path]) -> PrefixTree:
     """Arrange prompts, each its elements up to and with EOT; equal elements stand for equal embeddings."""
