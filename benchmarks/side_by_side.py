@@ -11,7 +11,6 @@ import statistics
 import time
 
 import torch
-from open_clip import IMAGENET_CLASSNAMES
 from random_weights import random_backbone
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +34,8 @@ def learner(backbone: Backbone, task: Task, contexts: torch.Tensor) -> upl.UPL:
 
 
 def measured(backbone: Backbone, classes: int, members: int, repeats: int) -> list[str]:
+    from open_clip import IMAGENET_CLASSNAMES  # after the backbone, which declares what it needs
+
     task = Task(tuple(IMAGENET_CLASSNAMES[:classes]), "a photo of a {}.")
     drawn = torch.Generator().manual_seed(0)
     d, n = encode_texts(backbone.text_tower, ["a"]).shape[1], BATCH * STEPS
