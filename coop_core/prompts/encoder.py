@@ -122,7 +122,7 @@ def _warn_of_half_precision(tower: TextTower, engine: Engine) -> None:
                           "vanish; set float32 or bfloat16")  # fmt: skip
     if tower.device.type == "cpu":
         log.warning("engine.precision %s gains little on this text tower and loses on some processors (mini: 0.8 to "
-                    "1.4 times its speed): benchmarks/half_precision.py measures it", engine.precision)  # fmt: skip
+                    "1.6 times its speed): benchmarks/half_precision.py measures it", engine.precision)  # fmt: skip
 
 
 def best_path(tower: TextTower) -> Path:
