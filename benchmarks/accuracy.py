@@ -18,9 +18,7 @@ from ruamel.yaml import YAML
 
 from coop_core.answering import answer_with
 from coop_core.backbone import Backbone
-from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
-from coop_core.data.importers import import_dataset
 from coop_core.data.split import few_shot_split
 from coop_core.features.examples import CachedFeatures
 from coop_core.features.extract import extract_features
@@ -32,7 +30,7 @@ from coop_core.preparing import prepare
 from coop_core.training import fit
 from pipelines import paths
 from pipelines.settings import choose_device, load_settings
-from pipelines.sources.storage import fetch_card
+from pipelines.sources.datasets import bring_dataset
 
 
 def main() -> None:
@@ -49,12 +47,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, source in enumerate(arguments.source or [params.dataset.source]):
-            card, beside = read_source(Path(source))
-            images = fetch_card(card, beside, cache=settings.cache_folder / paths.DOWNLOADS, settings=settings)
-            dataset = import_dataset(
-                card, images, Path(folder) / str(number),
-                test_fraction=params.dataset.test_fraction, accept=params.dataset.accept,
-            )  # fmt: skip
+            named = params.dataset.model_copy(update={"source": source})
+            dataset = bring_dataset(named, Path(folder) / str(number), settings)
             for seed in arguments.seeds:
                 found = run(dataset, params, backbone, seed, store=settings.cache_folder / paths.FEATURE_STORE)
                 rows += [{"dataset": dataset.name, "seed": seed, **row} for row in found]

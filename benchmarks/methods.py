@@ -27,21 +27,20 @@ from ruamel.yaml import YAML
 
 from coop_core.answering import answer_with
 from coop_core.backbone import Backbone
-from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
 from coop_core.data.descriptions import check_descriptions, read_descriptions
-from coop_core.data.importers import import_dataset
 from coop_core.data.split import few_shot_split, located
 from coop_core.features.examples import CachedFeatures
 from coop_core.features.extract import extract_features
 from coop_core.files import read_array, write_json
 from coop_core.judging import baselines
 from coop_core.judging.pseudo_labels import training_examples
-from coop_core.params import Params, parse_params
+from coop_core.params import DatasetParams, Params, parse_params
 from coop_core.preparing import prepare
 from coop_core.training import fit
 from pipelines import paths
 from pipelines.settings import choose_device, load_settings
+from pipelines.sources.datasets import bring_dataset
 
 RECIPES: dict[str, dict[str, Any]] = {
     "coop": {"method": {"name": "coop", "n_context": 16}, "train": {"epochs": 100}},
@@ -70,8 +69,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, source in enumerate(options.source):
-            card, beside = read_source(Path(source))
-            dataset = import_dataset(card, beside, Path(folder) / str(number), test_fraction=0.5)
+            dataset = bring_dataset(DatasetParams(source=source), Path(folder) / str(number), settings)
             if options.descriptions:
                 content = read_descriptions(options.descriptions)
                 described = check_descriptions(content, dataset.class_names, where=str(options.descriptions))
@@ -101,7 +99,8 @@ def judged(params: Params, dataset: Dataset, backbone: Backbone, store: Path) ->
         dataset, shots=params.split.shots, seed=params.seed, test_per_class=params.split.test_per_class,
         label_noise=params.split.label_noise, unlabelled=params.split.unlabelled,
     )  # fmt: skip
-    train, test = (features(backbone, dataset, images, store) for images in (located(split.train, dataset), split.test))
+    train = features(backbone, dataset, located(split.train, dataset), params, store, views=params.features.views)
+    test = features(backbone, dataset, split.test, params, store)
     examples, chosen = training_examples(split, train, backbone, shots=split.shots)
     started = time.perf_counter()
     training = prepare(params, split=split, backbone=backbone, examples=examples,
@@ -129,11 +128,14 @@ def judged(params: Params, dataset: Dataset, backbone: Backbone, store: Path) ->
     return rows
 
 
-def features(backbone: Backbone, dataset: Dataset, images: Any, store: Path) -> np.ndarray:
-    """(n, 1, d)"""
+def features(
+    backbone: Backbone, dataset: Dataset, images: Any, params: Params, store: Path, *, views: int = 1
+) -> np.ndarray:
+    """(n, views, d)"""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "features.npy"
-        extract_features(backbone, images, root=dataset.root, target=target, store_folder=store)
+        extract_features(backbone, images, root=dataset.root, target=target, store_folder=store, views=views,
+                         seed=params.seed)  # fmt: skip
         return np.array(read_array(target))
 
 

@@ -20,17 +20,15 @@ from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
-from coop_core.data.importers import import_dataset
 from coop_core.errors import CoopError
 from coop_core.files import write_json
 from coop_core.judging.transfer import harmonic_mean
-from coop_core.params import Params, parse_params
+from coop_core.params import DatasetParams, Params, parse_params
 from coop_core.sweeps.trials import Scores, TrialRunner
 from pipelines import paths
 from pipelines.settings import choose_device, load_settings
-from pipelines.sources.storage import fetch_card
+from pipelines.sources.datasets import bring_dataset
 
 RECIPES: dict[str, dict[str, Any]] = {
     "coop": {"method": {"name": "coop", "n_context": None, "initial_words": "a photo of a"},
@@ -52,9 +50,11 @@ def main() -> None:
     runner = TrialRunner(store_folder=settings.cache_folder / paths.FEATURE_STORE, device=choose_device(settings))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        onto = brought(arguments.onto, Path(folder) / "onto", settings) if arguments.onto else None
+        onto = None
+        if arguments.onto:
+            onto = bring_dataset(DatasetParams(source=arguments.onto), Path(folder) / "onto", settings)
         for number, source in enumerate(arguments.source):
-            dataset = brought(source, Path(folder) / str(number), settings)
+            dataset = bring_dataset(DatasetParams(source=source), Path(folder) / str(number), settings)
             for method in RECIPES:
                 trials = [params_of(method, source, arguments, seed=seed) for seed in arguments.seeds]
                 for seed, found in zip(
@@ -66,12 +66,6 @@ def main() -> None:
         show_averages(rows)
     if arguments.json:
         write_json(arguments.json, rows)
-
-
-def brought(source: str, target: Path, settings: Any) -> Dataset:
-    card, beside = read_source(Path(source))
-    images = fetch_card(card, beside, cache=settings.cache_folder / paths.DOWNLOADS, settings=settings)
-    return import_dataset(card, images, target, test_fraction=0.5, accept=[])
 
 
 def params_of(method: str, source: str, arguments: Any, *, seed: int) -> Params:

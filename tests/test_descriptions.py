@@ -112,7 +112,9 @@ def test_the_question_names_every_class_and_its_answer_becomes_the_file(project:
     assert json.loads(capsys.readouterr().out) == {name: [f"{name}."] for name in names}
 
 
-@pytest.mark.parametrize("text", ["I cannot do that.", '{"river": ["w', "{" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["I cannot do that.", '{"river": ["w', '{"river": ["a."], "river": ["b."]}', "{" * 100_000]
+)
 def test_an_answer_without_json_is_a_sentence(text: str) -> None:
     with pytest.raises(DatasetError, match="the answer holds no whole JSON object"):
         describe.read_answer(text, NAMES)
@@ -141,7 +143,7 @@ def test_only_the_context_vectors_are_learned_and_kept(backbone) -> None:
 def test_classes_may_have_different_numbers_of_sentences(backbone) -> None:
     sentences = learner(backbone).sentences
     first, second = sentences.features[0], sentences.features[1, 0]
-    torch.testing.assert_close(sentences.mean(), torch.stack([F.normalize(first.mean(0), dim=-1), second]))
+    torch.testing.assert_close(sentences.overall, torch.stack([F.normalize(first.mean(0), dim=-1), second]))
     only_second = torch.tensor([False, True])
     torch.testing.assert_close(sentences.mean(only_second), torch.stack([first[1], second]))
 

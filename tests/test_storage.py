@@ -32,7 +32,7 @@ from coop_core.errors import DatasetError, ServiceError
 from coop_core.files import digest_bytes
 from pipelines import locks
 from pipelines.settings import Settings
-from pipelines.sources.storage import fetch_card
+from pipelines.sources.storage import fetch_files
 
 GOOD, WRONG = b"the bytes of the card's file", b"other bytes"
 KEYS = {"s3_access_key_id": "key", "s3_secret_access_key": "secret"}
@@ -208,11 +208,12 @@ def beside(tmp_path) -> Path:
 
 @pytest.fixture
 def fetch(tmp_path, beside):
-    """fetch_card with the folders of this test; keywords are settings."""
+    """Where a card's images are, brought with the folders of this test; keywords are settings."""
 
     def fetch(card: Card, **settings: Any) -> Path:
         values = {"cache_folder": tmp_path / "cache", **KEYS, **settings}
-        return fetch_card(card, beside, cache=tmp_path / "downloads", settings=Settings(_env_file=None, **values))
+        settings = Settings(_env_file=None, **values)
+        return fetch_files(card, beside, cache=tmp_path / "downloads", settings=settings) / card.path
 
     return fetch
 

@@ -26,13 +26,18 @@ def read_descriptions(path: Path) -> Any:
         When there is no such file, or no JSON in it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetition)
+        return parse_descriptions(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DatasetError(f"descriptions {path} do not exist: correct the card, or make them with `coop describe`") \
             from None  # fmt: skip
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"descriptions {path} are no JSON ({shown(str(error))}): `coop describe` checks an answer") \
             from None  # fmt: skip
+
+
+def parse_descriptions(text: str) -> Any:
+    """JSON as it stands; ValueError, too, where a name stands twice: Python's reader would keep the last one."""
+    return json.loads(text, object_pairs_hook=_without_repetition)
 
 
 def check_descriptions(content: Any, class_names: Sequence[str], *, where: str) -> Descriptions:
@@ -74,7 +79,6 @@ def check_descriptions(content: Any, class_names: Sequence[str], *, where: str) 
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Python's reader would keep the last of two equal names and say nothing."""
     if len(names := dict(pairs)) < len(pairs):
         raise ValueError(f"a name stands twice among {_few([name for name, _ in pairs])}")
     return names

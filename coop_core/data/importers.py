@@ -55,7 +55,7 @@ def import_dataset(
     findings = Findings()
     samples, class_names = _READERS[card.layout](card, folder, findings)
     if pool is not None:
-        samples = [replace(sample, subset=_judging(sample.subset)) for sample in samples]
+        samples = [replace(sample, subset=sample.subset or "test") for sample in samples]
         samples += read_pool(pool, findings)
     validation.check_classes(class_names, findings, accept=accept)
     digests = validation.check_files(samples, findings, progress=progress)
@@ -72,11 +72,6 @@ def import_dataset(
         shutil.copyfile(sample.file, copy)
     write_dataset(dataset)
     return dataset
-
-
-def _judging(subset: Subset | None) -> Subset:
-    """What a labelled image is for where the training images have no labels."""
-    return "test" if subset is None else subset
 
 
 def _place(sample: Sample, folder: Path, pool: Path | None) -> str:

@@ -105,29 +105,19 @@ def few_shot_split(
     names, pools = _pools(dataset, classes)
     own_val = any(subset == "val" for _, subset in pools)
     val_shots = min(shots, MAX_VALIDATION_SHOTS)
-    if unlabelled is not None:
-        pool = _without_labels(dataset, seed=seed, count=None if unlabelled == "all" else unlabelled)
-        found = range(len(names))
-        return Split(
-            dataset.name, dataset.digest, dataset.template, names, shots, seed, classes, pool,
-            tuple(i for label in found for i in _ordered(pools[label, "val"], label, seed=str(seed))[:val_shots]),
-            tuple(i for label in found for i in _test(pools, label, test_per_class)),
-            descriptions=dataset.descriptions,
-        )  # fmt: skip
-    _check_pools(pools, names, shots=shots, reserve=0 if own_val else val_shots)
-    train_rounds: list[list[SplitImage]] = [[] for _ in range(shots)]
-    val: list[SplitImage] = []
-    test: list[SplitImage] = []
-    for label in range(len(names)):
-        ordered = _ordered(pools[label, "train"], label, seed=str(seed))
-        for taken, chosen in zip(train_rounds, ordered[:shots], strict=True):
-            taken.append(chosen)
-        spare = _ordered(pools[label, "val"], label, seed=str(seed)) if own_val else ordered[shots:]
-        val += spare[:val_shots]
-        test += _test(pools, label, test_per_class)
-    train = _with_noise([chosen for taken in train_rounds for chosen in taken], len(names), label_noise, seed)
-    return Split(dataset.name, dataset.digest, dataset.template, names, shots, seed, classes, train, tuple(val),
-                 tuple(test), label_noise, _descriptions(dataset, classes))  # fmt: skip
+    if unlabelled is None:
+        _check_pools(pools, names, shots=shots, reserve=0 if own_val else val_shots)
+        ordered = [_ordered(pools[label, "train"], label, seed=str(seed)) for label in range(len(names))]
+        rounds = [images[number] for number in range(shots) for images in ordered]
+        train, spare = _with_noise(rounds, len(names), label_noise, seed), [images[shots:] for images in ordered]
+    else:
+        train, spare = _without_labels(dataset, seed=seed, count=unlabelled), [[] for _ in names]
+    if own_val:
+        spare = [_ordered(pools[label, "val"], label, seed=str(seed)) for label in range(len(names))]
+    val = tuple(image for images in spare for image in images[:val_shots])
+    test = tuple(image for label in range(len(names)) for image in _test(pools, label, test_per_class))
+    return Split(dataset.name, dataset.digest, dataset.template, names, shots, seed, classes, train, val, test,
+                 label_noise, _descriptions(dataset, classes))  # fmt: skip
 
 
 def judged_images(
@@ -208,14 +198,14 @@ def _test(pools: dict[tuple[int, str], list[LabelledImage]], label: int, per_cla
     return _ordered(pools[label, "test"], label, seed="test")[:per_class]
 
 
-def _without_labels(dataset: Dataset, *, seed: int, count: int | None) -> tuple[SplitImage, ...]:
+def _without_labels(dataset: Dataset, *, seed: int, count: int | Literal["all"]) -> tuple[SplitImage, ...]:
     """Training images in an order that depends on seed and digests alone; copies count once."""
     digests = {image.digest for image in dataset.images if image.subset == "train"}
     ranked = sorted(digests, key=lambda digest: digest_bytes(f"{seed}:{digest}".encode()))
-    if count is not None and count > len(ranked):
+    if count != "all" and count > len(ranked):
         raise SplitError(f"split.unlabelled is {count}, but {dataset.name} has {len(ranked)} different training images"
                          ": lower it or set all")  # fmt: skip
-    return tuple(SplitImage("", NO_LABEL, digest) for digest in ranked[:count])
+    return tuple(SplitImage("", NO_LABEL, digest) for digest in ranked[: None if count == "all" else count])
 
 
 def _with_noise(images: Sequence[SplitImage], classes: int, share: float, seed: int) -> tuple[SplitImage, ...]:

@@ -10,42 +10,33 @@ it trains BERT towers with dropout, and it cuts sentences that are too long; her
 stay as in evaluation, and what does not fit is refused.
 """
 
-import functools
-from collections.abc import Hashable, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from coop_core.backbone import Backbone
+from coop_core.backbone import Backbone, TextTower
 from coop_core.errors import TrainingError
-from coop_core.methods import MethodParams, Task
-from coop_core.methods.learner import ContextLearner
+from coop_core.methods import Task
+from coop_core.methods.learner import ContextLearner, ContextLength, ContextParams, InitialWords, first_prompts
 from coop_core.prompts.encoder import PromptEncoder, encode_texts
 from coop_core.prompts.engine import Engine
-from coop_core.prompts.layout import build_layout, context_size, initial_context
 
 
-class Params(MethodParams):
+class Params(ContextParams):
     name: Literal["biomedcoop"] = "biomedcoop"
-    n_context: int | None = Field(default=None, ge=1, le=512)
-    """How many context vectors; null takes the number of tokens of initial_words."""
-    initial_words: str | None = Field(default="a photo of a", min_length=1)
-    """Words the context starts from; null starts from n_context random vectors."""
+    n_context: ContextLength | None = None
+    initial_words: InitialWords | None = "a photo of a"
     sccm_weight: float = Field(default=0.5, ge=0, le=1000)
     """Weight of the distance between learned text features and the mean of all sentences (the paper's lambda 1)."""
     kdsp_weight: float = Field(default=0.5, ge=0, le=1000)
     """Weight of the divergence from what the selected sentences answer (lambda 2)."""
     selection_threshold: float = Field(default=1.5, gt=0, le=100)
     """A sentence is selected when its score is at most so many standard deviations from the mean score."""
-
-    @model_validator(mode="after")
-    def _some_length(self) -> "Params":
-        if self.n_context is None and self.initial_words is None:
-            raise ValueError("n_context can be null only with initial_words")
-        return self
 
 
 class Sentences:
@@ -57,16 +48,18 @@ class Sentences:
         self.features = torch.stack([F.pad(own, (0, 0, 0, longest - len(own))) for own in features])   # (c, s, d)
         counts = torch.tensor([len(own) for own in features], device=self.features.device)
         self.exist = torch.arange(longest, device=counts.device) < counts[:, None]                      # (c, s)
+        self.overall = self.mean(self.exist.any(0))
+        """The mean of all (c, d)."""
 
     def scores(self, images: Tensor, scale: float) -> Tensor:
         """Unit image features (n, d) -> (s,): how well the i-th sentences answer, the best class an image counting."""
         logits = scale * torch.einsum("nd,csd->ncs", images, self.features)
         return logits.masked_fill(~self.exist, -torch.inf).amax(1).mean(0)
 
-    def mean(self, selected: Tensor | None = None) -> Tensor:
-        """The classes' mean sentence (c, d), normalised, of the selected (s,) or of all; a class that has none of
-        the selected keeps all of its own."""
-        chosen = self.exist if selected is None else self.exist & selected
+    def mean(self, selected: Tensor) -> Tensor:
+        """The classes' mean sentence (c, d), normalised, of the selected (s,); a class that has none of the selected
+        keeps all of its own."""
+        chosen = self.exist & selected
         chosen = torch.where(chosen.any(1, keepdim=True), chosen, self.exist)
         total = torch.einsum("cs,csd->cd", chosen.to(self.features.dtype), self.features)
         return F.normalize(total / chosen.sum(1, keepdim=True), dim=-1)
@@ -110,7 +103,7 @@ class BiomedCoOp(ContextLearner):
             unit = F.normalize(images, dim=-1)
             selected = select(self.sentences.scores(unit, self.logit_scale), self.params.selection_threshold)
             taught = self.logit_scale * unit @ self.sentences.mean(selected).T    # (n, c)
-        sccm = F.mse_loss(class_weights, self.sentences.mean())
+        sccm = F.mse_loss(class_weights, self.sentences.overall)
         student, teacher = logits.log_softmax(1), taught.log_softmax(1)
         kdsp = F.kl_div(student, teacher, reduction="sum", log_target=True) / logits.numel()
         return self.params.sccm_weight * sccm, self.params.kdsp_weight * kdsp
@@ -138,19 +131,18 @@ def build(
     if state is None and not task.descriptions:
         raise TrainingError("biomedcoop learns from sentences a class, and the data set has none: make them with "
                             "`coop describe`, and name the file under `descriptions` in the dataset card")  # fmt: skip
-    tower, words = backbone.text_tower, params.initial_words
-    n_context = context_size(params.n_context, words, backbone)
-    layout = build_layout(tower, task.class_names, n_context=n_context, initial_words=words)
-    context = initial_context(
-        tower, n_context=n_context, initial_words=words, class_specific=None, generator=generator
-    )
-    sentences = None if state is not None else Sentences(_encoded(cast(Hashable, tower), task.descriptions))
-    encoder = PromptEncoder(tower, layout, engine=engine)
-    return BiomedCoOp(encoder, context.to(backbone.device), sentences, params, logit_scale=backbone.logit_scale)
+    encoder, context = first_prompts(params, backbone=backbone, task=task, generator=generator, engine=engine)
+    sentences = None if state is not None else Sentences(_encoded(backbone.text_tower, task.descriptions))
+    return BiomedCoOp(encoder, context, sentences, params, logit_scale=backbone.logit_scale)
 
 
-@functools.lru_cache(maxsize=2)
-def _encoded(tower: Any, descriptions: tuple[tuple[str, ...], ...]) -> tuple[Tensor, ...]:
-    """Kept for the trials of a sweep: thousands of sentences take a text tower minutes."""
-    features = encode_texts(tower, [sentence for own in descriptions for sentence in own])
-    return features.split([len(own) for own in descriptions])
+def _encoded(tower: TextTower, descriptions: tuple[tuple[str, ...], ...]) -> tuple[Tensor, ...]:
+    """Kept beside the tower for the trials of a sweep, because thousands of sentences take it minutes."""
+    if _kept.get(tower, ((), ()))[0] != descriptions:
+        features = encode_texts(tower, [sentence for own in descriptions for sentence in own])
+        _kept[tower] = descriptions, features.split([len(own) for own in descriptions])
+    return _kept[tower][1]
+
+
+_kept: WeakKeyDictionary[Any, tuple[tuple[tuple[str, ...], ...], tuple[Tensor, ...]]] = WeakKeyDictionary()
+"""The last descriptions of each text tower that is in use, and their features."""

@@ -9,32 +9,23 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coop_core.backbone import Backbone
-from coop_core.methods import MethodParams, Task
-from coop_core.methods.learner import FeatureLearner
+from coop_core.methods import Task
+from coop_core.methods.learner import ContextLength, ContextParams, FeatureLearner, InitialWords, first_prompts
 from coop_core.prompts.encoder import PromptEncoder, encode_texts, encode_together
 from coop_core.prompts.engine import Engine
-from coop_core.prompts.layout import build_layout, context_size, initial_context
 
 
-class Params(MethodParams):
+class Params(ContextParams):
     name: Literal["cocoop"] = "cocoop"
-    n_context: int | None = Field(default=None, ge=1, le=512)
-    """How many context vectors; null takes the number of tokens of initial_words."""
-    initial_words: str | None = Field(default="a photo of a", min_length=1)
-    """Words the context starts from; null starts from n_context random vectors."""
+    n_context: ContextLength | None = None
+    initial_words: InitialWords | None = "a photo of a"
     reduction: int = Field(default=16, ge=1, le=1024)
     """The meta-net's hidden layer is the joint width divided by this."""
-
-    @model_validator(mode="after")
-    def _some_length(self) -> "Params":
-        if self.n_context is None and self.initial_words is None:
-            raise ValueError("n_context can be null only with initial_words")
-        return self
 
 
 class CoCoOp(FeatureLearner):
@@ -110,14 +101,8 @@ def build(
     PromptError
         When n_context is not the number of tokens of initial_words, or prompts do not fit the tower.
     """
-    tower, words = backbone.text_tower, params.initial_words
-    n_context = context_size(params.n_context, words, backbone)
-    layout = build_layout(tower, task.class_names, n_context=n_context, initial_words=words)
-    context = initial_context(
-        tower, n_context=n_context, initial_words=words, class_specific=None, generator=generator
-    )
-    d = encode_texts(tower, ["a"]).shape[1]
-    meta = MetaNet(d, max(1, d // params.reduction), tower.width, generator)
-    encoder = PromptEncoder(tower, layout, engine=engine)
+    encoder, context = first_prompts(params, backbone=backbone, task=task, generator=generator, engine=engine)
+    d = encode_texts(backbone.text_tower, ["a"]).shape[1]
+    meta = MetaNet(d, max(1, d // params.reduction), backbone.text_tower.width, generator)
     learner = CoCoOp(encoder, context, meta, logit_scale=backbone.logit_scale)
     return learner.to(backbone.device)

@@ -8,32 +8,21 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from coop_core.backbone import Backbone
-from coop_core.methods import MethodParams, Task
-from coop_core.methods.learner import ContextLearner
-from coop_core.prompts.encoder import PromptEncoder, encode_together
+from coop_core.methods import Task
+from coop_core.methods.learner import ContextLearner, ContextParams, first_prompts
+from coop_core.prompts.encoder import encode_together
 from coop_core.prompts.engine import Engine
-from coop_core.prompts.layout import Position, build_layout, context_size, initial_context
+from coop_core.prompts.layout import Position
 
 
-class Params(MethodParams):
+class Params(ContextParams):
     name: Literal["coop"] = "coop"
-    n_context: int | None = Field(default=16, ge=1, le=512)
-    """How many context vectors (the paper's M); null takes the number of tokens of initial_words."""
-    initial_words: str | None = Field(default=None, min_length=1)
-    """Words the context starts from, such as "a photo of a"; null starts from random vectors."""
     class_specific: bool = False
     """One set of context vectors a class (the paper's CSC) instead of one for all."""
     class_token_position: Position = "end"
-
-    @model_validator(mode="after")
-    def _some_length(self) -> "Params":
-        if self.n_context is None and self.initial_words is None:
-            raise ValueError("n_context can be null only with initial_words")
-        return self
 
 
 class CoOp(ContextLearner):
@@ -62,21 +51,8 @@ def build(
     PromptError
         When n_context is not the number of tokens of initial_words, or prompts do not fit the tower.
     """
-    tower = backbone.text_tower
-    n_context = context_size(params.n_context, params.initial_words, backbone)
-    layout = build_layout(
-        tower,
-        task.class_names,
-        n_context=n_context,
-        position=params.class_token_position,
-        initial_words=params.initial_words,
-    )
-    context = initial_context(
-        tower,
-        n_context=n_context,
-        initial_words=params.initial_words,
-        class_specific=len(task.class_names) if params.class_specific else None,
-        generator=generator,
-    )
-    encoder = PromptEncoder(tower, layout, class_specific=params.class_specific, engine=engine)
-    return CoOp(encoder, context.to(backbone.device), logit_scale=backbone.logit_scale)
+    encoder, context = first_prompts(
+        params, backbone=backbone, task=task, generator=generator, engine=engine,
+        position=params.class_token_position, class_specific=params.class_specific,
+    )  # fmt: skip
+    return CoOp(encoder, context, logit_scale=backbone.logit_scale)

@@ -1,14 +1,18 @@
 """What methods have in common: a torch module that reads image features and learns by cross-entropy."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coop_core.backbone import Backbone
 from coop_core.judging.classifier import LinearClassifier
-from coop_core.methods import Learner
+from coop_core.methods import Learner, MethodParams, Task
 from coop_core.prompts.encoder import PromptEncoder
+from coop_core.prompts.engine import Engine
+from coop_core.prompts.layout import Position, build_layout, context_size, initial_context
 
 
 class FeatureLearner(nn.Module):
@@ -27,6 +31,59 @@ class FeatureLearner(nn.Module):
 
     def classifier(self) -> LinearClassifier | None:
         return None
+
+
+ContextLength = Annotated[int, Field(ge=1, le=512)]
+InitialWords = Annotated[str, Field(min_length=1)]
+
+
+class ContextParams(MethodParams):
+    """What every method with learned context takes; each has defaults of its own."""
+
+    n_context: ContextLength | None = 16
+    """How many context vectors (the papers' M); null takes the number of tokens of initial_words."""
+    initial_words: InitialWords | None = None
+    """Words the context starts from, such as "a photo of a"; null starts from random vectors."""
+
+    @model_validator(mode="after")
+    def _some_length(self) -> Self:
+        if self.n_context is None and self.initial_words is None:
+            raise ValueError("n_context can be null only with initial_words")
+        return self
+
+
+def first_prompts(
+    params: ContextParams,
+    *,
+    backbone: Backbone,
+    task: Task,
+    generator: torch.Generator,
+    engine: Engine | None = None,
+    position: Position = "end",
+    class_specific: bool = False,
+    members: int | None = None,
+) -> tuple[PromptEncoder, Tensor]:
+    """-> (encoder of a prompt a class, the context that learning starts from on the backbone's device).
+
+    The context is (m, w), class-specific (c, m, w), and with `members` (g, m, w), drawn one after another.
+
+    Raises
+    ------
+    PromptError
+        When n_context is not the number of tokens of initial_words, or prompts do not fit the tower.
+    """
+    tower, words = backbone.text_tower, params.initial_words
+    n_context = context_size(params.n_context, words, backbone)
+    layout = build_layout(tower, task.class_names, n_context=n_context, position=position, initial_words=words)
+    classes = len(task.class_names) if class_specific else None
+    drawn = [
+        initial_context(
+            tower, n_context=n_context, initial_words=words, class_specific=classes, generator=generator
+        )
+        for _ in range(members or 1)
+    ]
+    encoder = PromptEncoder(tower, layout, class_specific=class_specific, engine=engine)
+    return encoder, (torch.stack(drawn) if members else drawn[0]).to(backbone.device)
 
 
 class ContextLearner(FeatureLearner):

@@ -8,34 +8,24 @@ the mean of the prompts' logits answers. It collapses to one classifier: the pla
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coop_core.backbone import Backbone
 from coop_core.judging.classifier import LinearClassifier
-from coop_core.methods import MethodParams, Task
-from coop_core.methods.learner import FeatureLearner
+from coop_core.methods import Task
+from coop_core.methods.learner import ContextParams, FeatureLearner, first_prompts
 from coop_core.prompts.encoder import PromptEncoder
 from coop_core.prompts.engine import Engine
-from coop_core.prompts.layout import Position, build_layout, context_size, initial_context
+from coop_core.prompts.layout import Position
 
 
-class Params(MethodParams):
+class Params(ContextParams):
     name: Literal["upl"] = "upl"
     members: int = Field(default=16, ge=1, le=64)
     """How many prompts are learned; their logits are averaged."""
-    n_context: int | None = Field(default=16, ge=1, le=512)
-    """How many context vectors; null takes the number of tokens of initial_words."""
-    initial_words: str | None = Field(default=None, min_length=1)
-    """Words that every prompt's context starts from; null starts each from random vectors of its own."""
     class_token_position: Position = "end"
-
-    @model_validator(mode="after")
-    def _some_length(self) -> "Params":
-        if self.n_context is None and self.initial_words is None:
-            raise ValueError("n_context can be null only with initial_words")
-        return self
 
 
 class UPL(FeatureLearner):
@@ -76,14 +66,8 @@ def build(
     PromptError
         When n_context is not the number of tokens of initial_words, or prompts do not fit the tower.
     """
-    tower, words = backbone.text_tower, params.initial_words
-    n_context = context_size(params.n_context, words, backbone)
-    layout = build_layout(
-        tower, task.class_names, n_context=n_context, position=params.class_token_position, initial_words=words
-    )
-    contexts = [
-        initial_context(tower, n_context=n_context, initial_words=words, class_specific=None, generator=generator)
-        for _ in range(params.members)
-    ]
-    encoder = PromptEncoder(tower, layout, engine=engine)
-    return UPL(encoder, torch.stack(contexts).to(backbone.device), logit_scale=backbone.logit_scale)
+    encoder, contexts = first_prompts(
+        params, backbone=backbone, task=task, generator=generator, engine=engine,
+        position=params.class_token_position, members=params.members,
+    )  # fmt: skip
+    return UPL(encoder, contexts, logit_scale=backbone.logit_scale)

@@ -103,14 +103,14 @@ class Block:
     def _attend(self, asking: Tensor, y: Tensor, shape: Shape, read: Tensor | None) -> Tensor:
         """Normed rows that ask (g, r or c, w), all normed rows (g, r, w) -> attended rows (g, r or c, w)."""
         b, mask = len(shape.mask), shape.end_mask if self.last else shape.mask
-        projected = [product(rows) for product, rows in zip(self.to_qkv, (asking, y), strict=False)]
-        q, kv = projected if self.last else projected[0].tensor_split([self.width], dim=-1)
+        if self.last:
+            q, kv = self.to_qkv[0](asking).index_select(1, shape.grid), self.to_qkv[1](y)
+        else:
+            q, kv = self.to_qkv[0](y).tensor_split([self.width], dim=-1)
         k, v = _read(kv, shape, self.heads)                                       # (n, j, a) each
         if read is not None:
             k, v = self._with_deep(k, v, read, b)
             mask = F.pad(mask, (read.shape[1], 0))
-        if self.last:
-            q = q.index_select(1, shape.grid)
         q = _by_heads(q, b, self.heads, parts=1)[0].flatten(0, 2)                          # (n, i, a)
         scores = torch.bmm(q, k.mT)
         scores.view(-1, b, self.heads, *scores.shape[1:]).add_(mask)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coop_core.data.dataset import read_dataset
-from coop_core.data.descriptions import Descriptions, check_descriptions
+from coop_core.data.descriptions import Descriptions, check_descriptions, parse_descriptions
 from coop_core.errors import DatasetError
 from pipelines import paths
 
@@ -67,7 +67,7 @@ def read_answer(text: str, class_names: Sequence[str]) -> Descriptions:
     body = fenced[0] if len(fenced) == 1 else text
     start, end = body.find("{"), body.rfind("}")
     try:
-        content = json.loads(body[start : end + 1])
+        content = parse_descriptions(body[start : end + 1])
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"the answer holds no whole JSON object ({error}): ask again for nothing but JSON") from None
     return check_descriptions(content, class_names, where="the answer")

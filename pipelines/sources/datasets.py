@@ -17,7 +17,7 @@ from coop_core.errors import CoopError, DatasetError
 from coop_core.params import DatasetParams
 from pipelines import locks, paths
 from pipelines.settings import Settings
-from pipelines.sources.storage import fetch_card
+from pipelines.sources.storage import fetch_files
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +69,11 @@ def _bring(params: DatasetParams, target: Path, settings: Settings, *, progress:
     card, beside = read_source(Path(params.source))
     if isinstance(card.descriptions, str):
         card = card.model_copy(update={"descriptions": read_descriptions(beside / card.descriptions)})
-    folder = fetch_card(card, beside, cache=settings.cache_folder / paths.DOWNLOADS, settings=settings)
-    pool = None
-    if card.unlabelled:
-        elsewhere = card.model_copy(update={"path": card.unlabelled})
-        pool = fetch_card(elsewhere, beside, cache=settings.cache_folder / paths.DOWNLOADS, settings=settings)
+    root = fetch_files(card, beside, cache=settings.cache_folder / paths.DOWNLOADS, settings=settings)
     return import_dataset(
-        card, folder, target, test_fraction=params.test_fraction, accept=params.accept, progress=progress, pool=pool
-    )
+        card, root / card.path, target, test_fraction=params.test_fraction, accept=params.accept, progress=progress,
+        pool=root / card.unlabelled if card.unlabelled else None,
+    )  # fmt: skip
 
 
 def _bring_into_cache(params: DatasetParams, settings: Settings) -> Dataset:

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 20
 
 
-def fetch_card(card: Card, beside: Path, *, cache: Path, settings: Settings) -> Path:
-    """Bring a card's files -> the folder with its images: below the cache, or beside the card without files.
+def fetch_files(card: Card, beside: Path, *, cache: Path, settings: Settings) -> Path:
+    """Bring a card's files -> the folder that its paths start from: in the cache, or beside the card without files.
 
     Files that are there with the right checksum are not fetched again. Processes that share the cache do this in
     turn, a card at a time.
@@ -38,7 +38,7 @@ def fetch_card(card: Card, beside: Path, *, cache: Path, settings: Settings) -> 
         When no source has a file, with what each source said.
     """
     if not card.files:
-        return beside / card.path
+        return beside
     folder = cache / card.name
     unreachable: set[str] = set()
     told = f"another process is fetching the files of {card.name}: waiting for it"
@@ -51,7 +51,7 @@ def fetch_card(card: Card, beside: Path, *, cache: Path, settings: Settings) -> 
             if file.unpack:
                 _unpack_once(file, kept, folder / "unpacked" / file.unpacked_name)
     unpacked = [file for file in card.files if file.unpack]
-    return folder / ("unpacked" if unpacked else "fetched") / card.path
+    return folder / ("unpacked" if unpacked else "fetched")
 
 
 @contextmanager

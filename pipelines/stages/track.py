@@ -16,7 +16,7 @@ from coop_core.data.split import Split, SplitImage, read_split
 from coop_core.errors import ArtifactError
 from coop_core.files import digest_json, read_json, write_json
 from coop_core.judging.transfer import collect
-from coop_core.params import flat, load_params
+from coop_core.params import Params, flat, load_params
 from pipelines import console, paths
 from pipelines.records.runs import DatasetInput, RunRecord, run_link, track
 from pipelines.settings import load_settings
@@ -76,12 +76,11 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
     curve, timing = read_table(paths.PROMPT / "curve.csv"), read_json(paths.TIMING)
     learned_tensors = {name: digest for name, digest in card["digests"].items() if name != "card"}
     lock = Path("dvc.lock")
-    unused = "train." if card["training"]["is_built"] else "-"
     reference = f"{split.dataset_name}-{method}-{params.split.shots}shots-seed{params.seed}"
     return RunRecord(
         name=reference,
         key=digest_json([learned_tensors, card["metrics"], params.of_run(), split.test_digest, *targets.values()]),
-        params={name: value for name, value in flat(params.of_run()).items() if not name.startswith(unused)},
+        params=recorded_params(params, is_built=card["training"]["is_built"]),
         tags={
             "dataset": split.dataset_name,
             "method": method,
@@ -123,6 +122,12 @@ def metrics_of(
         **{f"test/{name.replace(' ', '_')}/{key}": found[name][key] for name in names for key in _FIGURES},
         **(collect(evaluation, targets).metrics() if targets else {}),
     }
+
+
+def recorded_params(params: Params, *, is_built: bool) -> dict[str, Any]:
+    """By dotted name; the recipe of training is none of what was built at once."""
+    tree = params.of_run()
+    return flat({name: section for name, section in tree.items() if not (is_built and name == "train")})
 
 
 def _datasets(split: Split) -> list[DatasetInput]:
