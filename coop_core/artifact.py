@@ -51,6 +51,8 @@ class _BackboneFields(BaseModel):
     image_precision: Precision = "float32"
     weights_digest: str
     transform: _TransformFields
+    batch_norm_folded: bool = False
+    """How its features were computed; what was learned answers either way (docs/decisions/009)."""
 
 
 class _CardFields(BaseModel):
@@ -83,7 +85,8 @@ class Artifact:
     @property
     def feature_key(self) -> str:
         """`features.feature_key` of the backbone that the card names."""
-        return key_of(self.card["backbone"]["weights_digest"], self.transform)
+        ours = self.card["backbone"]
+        return key_of(ours["weights_digest"], self.transform, folded=ours.get("batch_norm_folded", False))
 
     @property
     def transform(self) -> ImageTransform:
@@ -119,6 +122,7 @@ def make_card(
             "logit_scale": backbone.logit_scale,
             "transform": asdict(backbone.transform),
             "transform_digest": backbone.transform.digest,
+            "batch_norm_folded": backbone.folded > 0,
         },
         "engine": encoder.summary() if encoder else {},
         "answering": {"prompts_per_image": getattr(learner, "prompts_per_image", 0)},

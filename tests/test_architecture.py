@@ -24,7 +24,7 @@ ROOMS = {
         "sweeps",
     ],
     "pipelines": [
-        "environment paths revision summary locks",
+        "environment paths revision summary locks allocator",
         "settings processes",
         "console links",
         "sources records services",
@@ -41,7 +41,11 @@ INSIDE = {
         "folders listings",
         "importers",
     ],
-    "coop_core.backbone": ["base torchvision_operators", "tokenizers towers", "mini open_clip_models"],
+    "coop_core.backbone": [
+        "base torchvision_operators efficientnet folding",
+        "tokenizers towers",
+        "mini open_clip_models",
+    ],
     "coop_core.features": ["store examples", "extract"],
     "coop_core.prompts": [
         "layout interpretation prefix_tree step_graph engine",
