@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands.beginning import Commands, reachable
+from pipelines.commands.serve import serve
 
 app = typer.Typer(
     cls=Commands,
@@ -242,6 +243,9 @@ def ui(
     typer.echo(f"MLflow on {home} (ready in about 20 seconds; Ctrl-C ends it)\n"
                f"login: NAME:PASSWORD in {settings.services_folder / LOGIN}")  # fmt: skip
     local.show_pages(settings, port)
+
+
+app.command()(serve)
 
 
 @app.command()
