@@ -12,6 +12,7 @@ that no tower can exceed. All backbones but `mini` have random weights.
 import argparse
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,9 @@ class Worker:
     def __init__(self, way: str, folder: Path, images: int) -> None:
         self.way = way
         words = [sys.executable, __file__, "--work", way, str(folder), str(images)]
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}                 # on a shared machine nobody spins
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        env=environment)  # fmt: skip
 
     def ask(self, **order: Any) -> Any:
         self.process.stdin.write(json.dumps(order) + "\n")
@@ -146,8 +149,6 @@ def work(way: str, folder: str, images: str) -> None:
 
 
 def decode(backbone: Any, files: list[Path]) -> float:
-    import os
-
     from coop_core.data.images import read_image
 
     begin = time.perf_counter()

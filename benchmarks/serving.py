@@ -1,7 +1,7 @@
 """Serving under load: `coop serve` against the bare tower and `mlflow models serve`, and what a swap or a kill costs.
 
     python benchmarks/serving.py                               on loopback, some minutes
-    python benchmarks/serving.py --requests 200 --clients 1 8 --skip-mlflow --json FILE
+    python benchmarks/serving.py --requests 30 --clients 1 8 --json FILE
 
 A registry of its own in a temporary folder holds one prompt on `mini` twice, under other class names, so that an answer
 says which version gave it. Clients are threads of this process that wait for each answer before they ask again; they
@@ -36,7 +36,8 @@ from rich.table import Table
 
 from coop_core.files import write_json
 from coop_core.predictor import Predictor
-from pipelines.environment import inherited_environment, let_idle_threads_sleep
+from pipelines.allocator import keep_freed_memory
+from pipelines.environment import inherited_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"1": ("one a", "one b", "one c"), "2": ("two a", "two b", "two c")}
@@ -53,11 +54,14 @@ class Answer(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=300, help="of each number of clients")
+    parser.add_argument("--requests", type=int, default=100, help="of each number of clients, in each round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--skip-mlflow", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.bare:
+        return work(given.bare)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -66,21 +70,20 @@ def main() -> None:
         assert [register(prompt, settings) for prompt in versions.values()] == list(versions)
         make_champion("1", settings)
         images = [(folder / image.path).read_bytes() for image in paint(folder, 64)]
-        found["bare"] = bare(images)
         bodies = [body_of(image) for image in images]
+        with coop_serve(folder, settings) as server, mlflow_serve(settings) as theirs, Bare(folder) as bare:
+            ports = {"coop serve": server.port, "mlflow models serve": theirs}
+            found["bare"], found["load"] = in_turns(bare, ports, bodies, given)
         with coop_serve(folder, settings) as server:
-            found["coop serve"] = load(server.port, bodies, given)
             found["swap"] = swaps(server.port, bodies, lambda number: make_champion(number, settings))
             found["queue"] = rush(server.port, bodies)
             found["bad"] = bad_bodies(server.port, bodies)
             found["stop"] = stop(server, bodies)
         found["kill"] = kill(folder, settings, bodies)
-        if not given.skip_mlflow:
-            with mlflow_serve(settings) as port:
-                found["mlflow models serve"] = load(port, bodies, given)
     show(found)
     if given.json:
         write_json(given.json, found)
+    return None
 
 
 def body_of(image: bytes) -> bytes:
@@ -89,22 +92,45 @@ def body_of(image: bytes) -> bytes:
     ).encode()
 
 
-def bare(images: Sequence[bytes], repeats: int = 3) -> dict[str, float]:
-    """Images a second in this process: decoded and answered in batches, and the tower on decoded views alone."""
+class Bare:
+    """A process that answers without a server: the whole predictor on files in memory, and its tower on views."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = inherited_environment() | {"OMP_WAIT_POLICY": "PASSIVE"}
+        self._process = subprocess.Popen([sys.executable, __file__, "--bare", str(folder)], env=environment, text=True,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+
+    def __enter__(self) -> "Bare":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def rates(self) -> dict[str, float]:
+        """Images a second."""
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+def work(folder: Path) -> None:
     import numpy as np
 
+    keep_freed_memory()
     predictor = Predictor.load(EARLIER)
-    views = np.stack([predictor.view(image) for image in images[:32]])
-    predictor.rank(views)
-    rates: dict[str, list[float]] = {"tower": [], "predictor": []}
-    for _ in range(repeats):
+    images = [file.read_bytes() for file in sorted(folder.glob("*.jpg"))]
+    views = np.stack([predictor.view(image) for image in images])
+    predictor.rank(views[:32])
+    for _ in sys.stdin:
         begin = time.perf_counter()
-        predictor.rank(views)
-        rates["tower"].append(len(views) / (time.perf_counter() - begin))
-        begin = time.perf_counter()
+        for start in range(0, len(views), 32):
+            predictor.rank(views[start : start + 32])
+        between = time.perf_counter()
         predictor.predict(images)
-        rates["predictor"].append(len(images) / (time.perf_counter() - begin))
-    return {name: statistics.median(values) for name, values in rates.items()}
+        end = time.perf_counter()
+        print(json.dumps({"tower": len(views) / (between - begin), "predictor": len(images) / (end - between)}),
+              flush=True)  # fmt: skip
 
 
 class Server(NamedTuple):
@@ -180,7 +206,8 @@ def clients(port: int, bodies: Sequence[bytes], *, count: int, each: Callable[[]
     """So many clients that ask one after another, while `each` says so."""
 
     def client(number: int) -> list[Answer]:
-        connection, chosen, found = http.client.HTTPConnection("127.0.0.1", port, timeout=120), random.Random(number), []
+        connection, chosen = http.client.HTTPConnection("127.0.0.1", port, timeout=120), random.Random(number)
+        found = []
         while each():
             found.append(ask(connection, chosen.choice(bodies)))
         connection.close()
@@ -201,18 +228,32 @@ def so_many(requests: int) -> Callable[[], bool]:
     return take
 
 
-def load(port: int, bodies: Sequence[bytes], given: Any) -> dict[str, Any]:
-    """Latencies in milliseconds and images a second, by number of clients."""
-    clients(port, bodies, count=4, each=so_many(20))
-    found = {}
-    for count in given.clients:
-        begin = time.perf_counter()
-        answers = clients(port, bodies, count=count, each=so_many(given.requests))
-        rate = len(answers) / (time.perf_counter() - begin)
-        cuts = statistics.quantiles([1000 * answer.seconds for answer in answers], n=100)
-        found[str(count)] = {"rate": rate, "p50": cuts[49], "p95": cuts[94], "p99": cuts[98],
-                             "failed": sum(answer.status != 200 for answer in answers)}  # fmt: skip
-    return found
+def in_turns(bare: Bare, ports: dict[str, int], bodies: Sequence[bytes], given: Any) -> tuple[Any, Any]:
+    """-> the bare rates (medians), and by server and number of clients: latencies in ms, images/s, share of the bare
+    predictor's rate in the same round (medians)."""
+    for port in ports.values():
+        clients(port, bodies, count=4, each=so_many(20))
+    bare.rates()
+    rates: list[dict[str, float]] = []
+    rows: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    answers: dict[tuple[str, int], list[Answer]] = {}
+    for _ in range(given.rounds):
+        for count in given.clients:
+            rates.append(bare.rates())
+            for server, port in ports.items():
+                begin = time.perf_counter()
+                found = clients(port, bodies, count=count, each=so_many(given.requests))
+                rate = len(found) / (time.perf_counter() - begin)
+                rows.setdefault((server, count), []).append((rate, rate / rates[-1]["predictor"]))
+                answers.setdefault((server, count), []).extend(found)
+    load = []
+    for (server, count), pairs in rows.items():
+        its = answers[server, count]
+        cuts = statistics.quantiles([1000 * answer.seconds for answer in its], n=100)
+        rate, share = (statistics.median(column) for column in zip(*pairs, strict=True))
+        load.append({"server": server, "clients": count, "rate": rate, "share": share, "p50": cuts[49], "p95": cuts[94],
+                     "p99": cuts[98], "failed": sum(a.status != 200 for a in its)})  # fmt: skip
+    return {name: statistics.median(found[name] for found in rates) for name in rates[0]}, load
 
 
 def swaps(port: int, bodies: Sequence[bytes], move: Callable[[str], None]) -> dict[str, Any]:
@@ -255,8 +296,8 @@ def bad_bodies(port: int, bodies: Sequence[bytes]) -> dict[str, Any]:
             for _ in range(50):
                 content[chosen.randrange(len(content))] = chosen.randrange(256)
         elif kind == 2:
-            content = bytearray(json.dumps({chosen.choice(["inputs", "instances", "x"]): chosen.choice([None, 3, [], {}])}
-                                           ).encode())  # fmt: skip
+            odd = {chosen.choice(["inputs", "instances", "x"]): chosen.choice([None, 3, [], {}])}
+            content = bytearray(json.dumps(odd).encode())
         else:
             content = bytearray(chosen.randbytes(chosen.randrange(5000)))
         connection.request("POST", "/invocations", bytes(content), {"Content-Type": "application/json"})
@@ -291,18 +332,16 @@ def kill(folder: Path, settings: Any, bodies: Sequence[bytes]) -> dict[str, Any]
 
 def show(found: dict[str, Any]) -> None:
     console = Console(width=120)
-    bare_rates = found["bare"]
+    rates = found["bare"]
     table = Table("server", "clients", "images/s", "of the bare predictor", "p50", "p95", "p99", "failed",
-                  title=f"bare tower {bare_rates['tower']:.0f} images/s, with decoding {bare_rates['predictor']:.0f}")  # fmt: skip
-    for server in ("coop serve", "mlflow models serve"):
-        for count, row in found.get(server, {}).items():
-            table.add_row(server, count, f"{row['rate']:.1f}", f"{row['rate'] / bare_rates['predictor']:.2f}",
-                          *(f"{row[cut]:.0f} ms" for cut in ("p50", "p95", "p99")), str(row["failed"]))  # fmt: skip
+                  title=f"bare: tower {rates['tower']:.0f}, with decoding {rates['predictor']:.0f} images/s")  # fmt: skip
+    for row in sorted(found["load"], key=lambda row: (row["server"], row["clients"])):
+        table.add_row(row["server"], str(row["clients"]), f"{row['rate']:.1f}", f"{row['share']:.2f}",
+                      *(f"{row[cut]:.0f} ms" for cut in ("p50", "p95", "p99")), str(row["failed"]))  # fmt: skip
     console.print(table)
     for name in ("swap", "queue", "bad", "stop", "kill"):
         console.print(f"{name}: {found[name]}", highlight=False)
 
 
 if __name__ == "__main__":
-    let_idle_threads_sleep()
     main()

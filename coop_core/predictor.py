@@ -104,8 +104,10 @@ class Predictor:
 
     def rank(self, views: np.ndarray, *, top: int | None = None) -> list[Prediction]:
         """Test views (n, 3, size, size) -> a prediction each, of the `top` most probable classes (all by default)."""
-        features = self.backbone.encode_images(torch.from_numpy(views))
-        ranked = self._answerer.probabilities(features).sort(dim=-1, descending=True, stable=True)
+        images = torch.from_numpy(views)
+        if self._answerer.reads == "features":
+            images = self.backbone.encode_images(images)
+        ranked = self._answerer.probabilities(images).sort(dim=-1, descending=True, stable=True)
         return [
             Prediction(tuple(self.class_names[i] for i in labels[:top]), tuple(probabilities[:top]))
             for labels, probabilities in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)

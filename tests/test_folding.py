@@ -56,7 +56,7 @@ def pixels() -> Tensor:
 def test_each_batch_norm_right_after_a_convolution_of_its_own_is_folded(relative_error, pixels, way, pairs) -> None:
     tower = Tower(way)
     own = tower(pixels)
-    assert fold_batch_norms(tower, tower, side=SIDE) == pairs
+    assert fold_batch_norms(tower, side=SIDE) == pairs
     assert sum(isinstance(module, nn.BatchNorm2d) for module in tower.modules()) == 2 - pairs
     assert relative_error(tower(pixels), own) < 1e-6
     assert not any(module.training for module in tower.modules())
@@ -66,7 +66,7 @@ def test_a_tower_that_would_say_something_else_is_left_as_it_was(caplog, pixels)
     tower = Tower("also used bare")
     own, state = tower(pixels), tower.state_dict()
     with caplog.at_level(logging.WARNING):
-        assert fold_batch_norms(tower, tower, side=SIDE) == 0
+        assert fold_batch_norms(tower, side=SIDE) == 0
     assert "batch norm is not folded into this image tower" in caplog.text
     assert torch.equal(tower(pixels), own)
     assert list(tower.state_dict()) == list(state)

@@ -5,6 +5,7 @@ Modules bear the names that timm gives them, because the digest of the weights i
 TensorFlow ("same"), which the packaged weights were trained with.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,6 +37,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (n, 3, s, s) -> pooled activations (n, 1280)."""
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         x = self.blocks(F.relu6(self.bn1(self.conv_stem(pixels))))                # (n, 320, s / 32, s / 32)
         return F.relu6(self.bn2(self.conv_head(x))).mean(dim=(2, 3))
 

@@ -7,7 +7,6 @@ guessed from names.
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +19,21 @@ TOLERANCE = 1e-5
 
 
 @torch.no_grad()
-def fold_batch_norms(tower: nn.Module, encode: Callable[[Tensor], Tensor], *, side: int) -> int:
+def fold_batch_norms(tower: nn.Module, *, side: int) -> int:
     """Fold a frozen float32 tower in place -> how many batch norms were folded; 0 leaves it as it was.
 
-    `encode` takes pixels (n, 3, side, side) through the tower. A tower whose features would change by more than
-    `TOLERANCE` is left as it was, with a log line.
+    It takes pixels (n, 3, side, side). A tower whose features would change by more than `TOLERANCE` is left as it was,
+    with a log line.
     """
     if not any(type(module) is nn.BatchNorm2d for module in tower.modules()):
         return 0
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    pairs, own = _watch(tower, lambda: encode(pixels))
+    pairs, own = _watch(tower, pixels)
     names = {module: name for name, module in tower.named_modules()}
     for convolution, norm in pairs:
         tower.set_submodule(names[convolution], fuse_conv_bn_eval(convolution, norm))
         tower.set_submodule(names[norm], nn.Identity().eval())
-    error = ((encode(pixels) - own).norm() / own.norm()).item()
+    error = ((tower(pixels) - own).norm() / own.norm()).item()
     if error <= TOLERANCE:
         return len(pairs)
     log.warning("batch norm is not folded into this image tower, because its features would change by %.0e", error)
@@ -44,8 +43,8 @@ def fold_batch_norms(tower: nn.Module, encode: Callable[[Tensor], Tensor], *, si
     return 0
 
 
-def _watch(tower: nn.Module, run: Callable[[], Tensor]) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
-    """Convolutions whose output a batch norm takes, each called once, and what the run gives."""
+def _watch(tower: nn.Module, pixels: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
+    """Convolutions whose output a batch norm takes, each called once, and what the tower gives."""
     outputs: list[tuple[Tensor, nn.Conv2d]] = []
     found: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
     calls: Counter[nn.Module] = Counter()
@@ -65,7 +64,7 @@ def _watch(tower: nn.Module, run: Callable[[], Tensor]) -> tuple[list[tuple[nn.C
     hooks += [module.register_forward_pre_hook(before_norm) for module in tower.modules()
               if type(module) is nn.BatchNorm2d]  # fmt: skip
     try:
-        given = run()
+        given = tower(pixels)
     finally:
         for hook in hooks:
             hook.remove()

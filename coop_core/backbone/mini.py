@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coop_core.backbone.base import Backbone, Precision, TextTower, freeze, in_full_float32, in_precision, pad
+from coop_core.backbone.base import Backbone, Precision, TextTower, freeze, in_precision, pad
 from coop_core.backbone.efficientnet import EfficientNetLite0
 from coop_core.backbone.folding import fold_batch_norms
 from coop_core.backbone.tokenizers import from_hugging_face
@@ -42,12 +42,8 @@ def load_mini(pretrained: str | None, *, image_precision: Precision, device: tor
     dtype: torch.dtype = getattr(torch, image_precision)
     image_tower = _image_tower()
     own = image_tower.state_dict()                                                # as packaged, whatever is folded
-    folded = fold_batch_norms(image_tower, image_tower, side=_SMALL)
+    folded = fold_batch_norms(image_tower, side=_SMALL)
     image_tower.to(device, dtype)
-
-    @torch.no_grad()
-    def encode_images(pixels: Tensor) -> Tensor:
-        return image_tower(pixels.to(device, dtype, memory_format=torch.channels_last)).float()
 
     def weights() -> dict[str, Tensor]:
         image = {f"image.{name}": tensor for name, tensor in in_precision(own, dtype).items()}
@@ -60,7 +56,7 @@ def load_mini(pretrained: str | None, *, image_precision: Precision, device: tor
         family="sentence encoder (padding masked, mean-pooled)",
         transform=TRANSFORM,
         logit_scale=LOGIT_SCALE,
-        encode_images=in_full_float32(encode_images, device),
+        image_tower=image_tower,
         load_text_tower=lambda: _text_tower(_sentence_encoder().to(device), own["classifier.weight"].to(device)),
         load_weights=weights,
         folded=folded,

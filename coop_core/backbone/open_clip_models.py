@@ -8,15 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coop_core.backbone.base import (
-    Backbone,
-    Precision,
-    TextTower,
-    Tokenizer,
-    freeze,
-    in_full_float32,
-    in_precision,
-)
+from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze, in_precision
 from coop_core.backbone.folding import fold_batch_norms
 from coop_core.backbone.tokenizers import from_hugging_face, from_simple_tokenizer
 from coop_core.backbone.torchvision_operators import declare_missing_operators
@@ -41,17 +33,13 @@ def load_open_clip(
     transform = _image_transform(architecture, model.visual.preprocess_cfg)
     dtype: torch.dtype = getattr(torch, image_precision)
     own = model.visual.state_dict()
-    folded = fold_batch_norms(model.visual, model.encode_image, side=transform.size)
+    folded = fold_batch_norms(model.visual, side=transform.size)
     model.to(device).visual.to(dtype)
 
     def weights() -> dict[str, Tensor]:
         """As they came, whatever is folded."""
         rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("visual.")}
         return rest | {f"visual.{name}": tensor for name, tensor in in_precision(own, dtype).items()}
-
-    @torch.no_grad()
-    def encode_images(pixels: Tensor) -> Tensor:
-        return model.encode_image(pixels.to(device, dtype)).float()
 
     return Backbone(
         architecture=architecture,
@@ -60,7 +48,7 @@ def load_open_clip(
         family=family,
         transform=transform,
         logit_scale=model.logit_scale.detach().float().exp().item(),
-        encode_images=in_full_float32(encode_images, device),
+        image_tower=model.visual,
         load_text_tower=lambda: _text_tower(open_clip, architecture, model),
         load_weights=weights if folded else model.state_dict,
         config=config,
