@@ -333,8 +333,8 @@ def kill(folder: Path, settings: Any, bodies: Sequence[bytes]) -> dict[str, Any]
 def show(found: dict[str, Any]) -> None:
     console = Console(width=120)
     rates = found["bare"]
-    table = Table("server", "clients", "images/s", "of the bare predictor", "p50", "p95", "p99", "failed",
-                  title=f"bare: tower {rates['tower']:.0f}, with decoding {rates['predictor']:.0f} images/s")  # fmt: skip
+    title = f"bare: tower {rates['tower']:.1f} images/s, with decoding {rates['predictor']:.1f}"
+    table = Table("server", "clients", "images/s", "of the bare predictor", "p50", "p95", "p99", "failed", title=title)
     for row in sorted(found["load"], key=lambda row: (row["server"], row["clients"])):
         table.add_row(row["server"], str(row["clients"]), f"{row['rate']:.1f}", f"{row['share']:.2f}",
                       *(f"{row[cut]:.0f} ms" for cut in ("p50", "p95", "p99")), str(row["failed"]))  # fmt: skip

@@ -1,6 +1,7 @@
 """Server: settings and limits -> a process that answers as the champion until it is told to stop."""
 
 import logging
+import os
 import socket
 from contextlib import suppress
 
@@ -49,5 +50,5 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), backlog=256)
     except OSError as error:
-        raise ServiceError(f"port {port} on {host} cannot be had ({error.strerror}): end what uses it, or set "
+        raise ServiceError(f"port {port} on {host} cannot be had ({os.strerror(error.errno or 0)}): end what uses it, or set "
                            "COOP_SERVE_PORT to another") from None  # fmt: skip
