@@ -182,7 +182,9 @@ def wait_for(port: int, path: str, process: subprocess.Popen[bytes], seconds: fl
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
             connection.request("GET", path)
-            if connection.getresponse().status == 200:
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status == 200:
                 return time.monotonic() - begin
         except OSError:
             pass

@@ -1,14 +1,17 @@
 """A server as `coop serve` starts it: swaps and a kill cost no answer, and its page works in a browser."""
 
+import http.client
 import json
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
@@ -71,7 +74,8 @@ def until(fulfilled: Callable[[], Any], seconds: float = WITHIN) -> Any:
 
 
 def metric(server: Server, line: str) -> float:
-    text = urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=20).read().decode()
+    with urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=20) as answer:
+        text = answer.read().decode()
     found = re.search(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
@@ -150,14 +154,16 @@ def test_the_page_shows_labels_and_the_version_of_a_picture_that_is_chosen(regis
 
 
 def ask_once(server: Server, registry: Registry) -> Any:
-    import http.client
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=WITHIN)) as connection:
+        return ask(connection, registry.body)
 
-    return ask(http.client.HTTPConnection("127.0.0.1", server.port, timeout=WITHIN), registry.body)
+
+def _tabs(port: str) -> list[dict[str, Any]]:
+    with urlopen(f"http://127.0.0.1:{port}/json/list", timeout=20) as answer:
+        return json.load(answer)
 
 
 def _coop() -> list[str]:
-    import sys
-
     return [sys.executable, "-m", "pipelines.commands.cli"]
 
 
@@ -212,8 +218,7 @@ class browser:  # noqa: N801
         port_file = self._profile / "DevToolsActivePort"
         until(port_file.exists)
         port = until(lambda: port_file.read_text().split("\n")[0])
-        found = until(lambda: [tab for tab in json.load(urlopen(f"http://127.0.0.1:{port}/json/list", timeout=20))
-                               if tab["type"] == "page" and tab["url"] == self._address])  # fmt: skip
+        found = until(lambda: [tab for tab in _tabs(port) if tab["type"] == "page" and tab["url"] == self._address])
         self._connection = connect(found[0]["webSocketDebuggerUrl"], max_size=None)
         self.page = Page(self._connection)
         until(lambda: self.page.value("document.readyState") == "complete")
