@@ -75,8 +75,9 @@ def prepared(zoo: Any, dataset: Dataset, split: Split) -> Any:
 
 
 def kept(training: Training, backbone: Backbone, split: Split, folder: Path) -> Any:
-    card = make_card(learner=training.learner, method=training.method, backbone=backbone, split=split, shots=4,
-                     params={}, curve=[], code_revision="abc")  # fmt: skip
+    method = training.found or dpl.Params(**GIVEN)
+    card = make_card(learner=training.learner, method=method, backbone=backbone, split=split, shots=4, params={},
+                     curve=[], code_revision="abc")  # fmt: skip
     write_artifact(folder, training.learner, card)
     return read_artifact(folder)
 
@@ -130,7 +131,7 @@ def test_it_answers_with_other_classes(prepared, zoo, dataset, split, tmp_path):
 
 def test_the_search_finds_a_length_for_each_layer_and_training_starts_from_it(prepared):
     training = prepared(SEARCHED)
-    method = training.method
+    method = training.found
 
     assert len(method.image_lengths) == 2
     assert len(method.text_lengths) == 3

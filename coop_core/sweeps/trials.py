@@ -232,8 +232,8 @@ def _judge_target(
     elif learner.rebinds:
         task = Task(target.class_names, target.template)
         rebound = load_method(params.method.name).build(
-            one.training.method, backbone=one.backbone, task=task, generator=generator_for(params.seed, "context"),
-            engine=params.engine.engine(), state=learner.state_dict(),
+            one.training.found or params.method, backbone=one.backbone, task=task, engine=params.engine.engine(),
+            generator=generator_for(params.seed, "context"), state=learner.state_dict(),
         )  # fmt: skip
         rebound.load_state_dict(learner.state_dict())
         answers = answer_with(rebound, class_names=target.class_names)

@@ -74,7 +74,7 @@ def train_prompt(
         curve = fit(replace(training, on_epoch=lambda e: update(e.epoch + 1, details=details(e))))
     card = make_card(
         learner=training.learner,
-        method=training.method,
+        method=training.found or params.method,
         backbone=backbone,
         split=split,
         shots=shots,
