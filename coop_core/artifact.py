@@ -25,6 +25,7 @@ from coop_core.errors import ArtifactError
 from coop_core.features.extract import key_of
 from coop_core.files import digest_json, read_json, read_tensors, write_json, write_tensors
 from coop_core.judging.classifier import LinearClassifier
+from coop_core.judging.confidence import Confidence
 from coop_core.methods import Learner, MethodParams, Reads, Task, load_method, method_names
 from coop_core.methods.learner import collapsed
 from coop_core.prompts.engine import Engine
@@ -53,6 +54,11 @@ class _BackboneFields(BaseModel):
     transform: _TransformFields
 
 
+class _AnsweringFields(BaseModel):
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    threshold: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
 class _CardFields(BaseModel):
     """What loading relies on; a card holds more."""
 
@@ -61,6 +67,7 @@ class _CardFields(BaseModel):
     class_names: list[str] = Field(min_length=2)
     data: dict[str, Any]
     digests: dict[str, str]
+    answering: _AnsweringFields = _AnsweringFields()
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,16 @@ class Artifact:
         ours = self.card["backbone"]
         precision = ours.get("image_precision", "float32")
         return load_backbone(ours["architecture"], ours["pretrained"], image_precision=precision, device=device)
+
+    @property
+    def temperature(self) -> float:
+        """What logits of its own classes are divided by."""
+        return float(self.card.get("answering", {}).get("temperature", 1.0))
+
+    @property
+    def threshold(self) -> float:
+        """The least confidence that is an answer among its own classes."""
+        return float(self.card.get("answering", {}).get("threshold", 0.0))
 
     @property
     def reads(self) -> Reads:
@@ -108,6 +125,7 @@ def make_card(
     params: dict[str, Any],
     curve: Sequence[dict[str, Any]],
     code_revision: str,
+    confidence: Confidence | None = None,
 ) -> dict[str, Any]:
     """Everything that made a learned prompt; digests of the two tensor files are added by `write_artifact`."""
     encoder = getattr(learner, "encoder", None)
@@ -127,7 +145,10 @@ def make_card(
             "transform_digest": backbone.transform.digest,
         },
         "engine": encoder.summary() if encoder else {},
-        "answering": {"prompts_per_image": getattr(learner, "prompts_per_image", 0)},
+        "answering": {
+            "prompts_per_image": getattr(learner, "prompts_per_image", 0),
+            **(confidence.as_dict() if confidence else {}),
+        },
         "class_names": list(split.class_names),
         "template": split.template,
         "data": {

@@ -52,7 +52,7 @@ INSIDE = {
         "encoder",
     ],
     "coop_core.methods": ["learner", "class_mean linear_probe coop cocoop biomedcoop upl dpl"],
-    "coop_core.judging": ["classifier evaluation gate transfer", "baselines", "pseudo_labels"],
+    "coop_core.judging": ["classifier evaluation gate transfer", "baselines confidence", "pseudo_labels"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes"],
     "coop_core.sweeps": ["sweep", "trials"],
