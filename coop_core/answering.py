@@ -49,11 +49,13 @@ def answerer(
     *,
     backbone: Backbone | None = None,
     class_names: Sequence[str] | None = None,
+    template: str | None = None,
     engine: Engine | None = None,
 ) -> Answerer:
     """An artefact's answers, for its own classes or re-bound to others.
 
-    `backbone` is the one to compute with, or None to load what the card names where the answers need it.
+    `backbone` is the one to compute with, or None to load what the card names where the answers need it. `template`
+    is that of the other classes' data set, for methods that read class texts.
 
     Raises
     ------
@@ -63,5 +65,5 @@ def answerer(
     names = tuple(class_names or artifact.class_names)
     if artifact.classifier is not None and names == artifact.class_names:
         return Answerer(artifact.classifier, class_names=names)
-    learner = restore_learner(artifact, backbone or artifact.load_backbone(), names, engine=engine)
+    learner = restore_learner(artifact, backbone or artifact.load_backbone(), names, template=template, engine=engine)
     return answer_with(learner, class_names=names)

@@ -224,9 +224,12 @@ def restore_learner(
     backbone: Backbone,
     class_names: Sequence[str] | None = None,
     *,
+    template: str | None = None,
     engine: Engine | None = None,
 ) -> Learner:
     """The trained method again, for its own classes or re-bound to others.
+
+    `template` is what methods that read class texts write other classes in; by default it is the artefact's own.
 
     Raises
     ------
@@ -238,22 +241,24 @@ def restore_learner(
     if params.get("name") not in method_names():
         raise ArtifactError(f"the artefact's method {params.get('name')!r} is not in this version of the product")
     module = load_method(params["name"])
-    wanted = tuple(map(words, class_names or artifact.class_names))
+    wanted, own = tuple(map(words, class_names or artifact.class_names)), artifact.card.get("template")
+    rebound = wanted != artifact.class_names
     try:
         learner: Learner = module.build(
             module.Params.model_validate(params),
             backbone=backbone,
-            task=Task(wanted, artifact.card.get("template", "a photo of a {}.")),
+            task=Task(wanted, (rebound and template) or own or "a photo of a {}."),
             generator=torch.Generator().manual_seed(0),
             engine=engine,
             state=artifact.state,
+            rebound=rebound,
         )
     except ValidationError as error:
         raise ArtifactError(f"the artefact's method parameters are not valid: {error.errors()[0]['msg']}") from None
-    if not learner.rebinds and wanted != artifact.class_names:
+    if not learner.rebinds and rebound:
         raise ArtifactError(
             f"this artefact learned something of its own for each of {', '.join(artifact.class_names[:5])}..., so it "
-            "cannot be used with other classes: train coop with method.class_specific: false, or cocoop"
+            "cannot be used with other classes: train coop with method.class_specific: false, cocoop, prolip or gda"
         )
     _load_state(learner, artifact.state)
     return learner

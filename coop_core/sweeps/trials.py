@@ -220,7 +220,7 @@ def _judge_target(one: _Prepared, target: Target, features: Tensor, params: Para
         task = Task(target.class_names, target.template)
         rebound = load_method(params.method.name).build(
             params.method, backbone=one.backbone, task=task, generator=generator_for(params.seed, "context"),
-            engine=params.engine.engine(), state=learner.state_dict(),
+            engine=params.engine.engine(), state=learner.state_dict(), rebound=True,
         )  # fmt: skip
         rebound.load_state_dict(learner.state_dict())
         answers = answer_with(rebound, class_names=target.class_names)
