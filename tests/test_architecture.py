@@ -50,7 +50,10 @@ INSIDE = {
         "packed_prompts padded_prompts",
         "encoder",
     ],
-    "coop_core.methods": ["learner", "class_mean linear_probe coop cocoop biomedcoop upl"],
+    "coop_core.methods": [
+        "learner fitting",
+        "class_mean linear_probe coop cocoop biomedcoop upl gda probe tip_adapter prolip",
+    ],
     "coop_core.judging": ["classifier evaluation gate transfer", "baselines", "pseudo_labels"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes"],

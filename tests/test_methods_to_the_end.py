@@ -20,6 +20,10 @@ LEARNING = ("cocoop", "biomedcoop", "upl")
 METHODS: dict[str, dict[str, Any]] = {
     "class_mean": {},
     "linear_probe": {"steps": 1},
+    "gda": {},
+    "probe": {"epochs": 20},
+    "tip_adapter": {},
+    "prolip": {"steps": 10},
     "biomedcoop": {"n_context": None, "initial_words": "a photo of a", "sccm_weight": 0.5, "kdsp_weight": 0.25,
                    "selection_threshold": 1.5},
     "upl": {"members": 2, "n_context": 2},
@@ -69,6 +73,13 @@ def drop(path: Path, names: set[str]) -> None:
     path.write_text("".join(line for line in lines if line.strip().split(":")[0] not in names))
 
 
+def cost_of(method: str) -> str:
+    """What an answer costs, in the words of the page."""
+    own = {"cocoop": "3 prompts through the text tower", "tip_adapter": "a few matrix products",
+           "prolip": "a few matrix products"}  # fmt: skip
+    return own.get(method, "one matrix product")
+
+
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
@@ -95,7 +106,7 @@ def test_the_card_and_the_page_say_what_an_answer_costs(done):
     prompts = 3 if method == "cocoop" else 0
 
     assert read_artifact(folder / "artifacts/prompt").card["answering"] == {"prompts_per_image": prompts}
-    said = "3 prompts through the text tower" if prompts else "one matrix product"
+    said = cost_of(method)
     assert f"an answer costs {said}." in (folder / "artifacts/report/report.html").read_text()
 
 
@@ -157,9 +168,8 @@ def test_how_long_training_took_makes_no_other_run(done, tmp_path):
 def test_the_card_on_the_command_line_begins_with_what_an_answer_costs(done, capsys):
     cli.card(model="artifacts/prompt")
 
-    cost = "3 prompts through the text tower" if done[1] == "cocoop" else "one matrix product"
     said = capsys.readouterr().out
-    assert said.startswith(f"answer: costs {cost} once its image is encoded\nschema: ")
+    assert said.startswith(f"answer: costs {cost_of(done[1])} once its image is encoded\nschema: ")
     assert ("\nengine:" in said) == (done[1] in LEARNING)
 
 

@@ -3,7 +3,7 @@
 A method file holds two public things; adding the file is all it takes to add the method:
 
     class Params(MethodParams)      its hyper-parameters, with ranges and help
-    def build(params, *, backbone, task, generator, engine, examples, validation, state) -> Learner
+    def build(params, *, backbone, task, generator, engine, examples, validation, state, rebound) -> Learner
 
 `preparing.prepare` calls it, `training.fit` trains any learner, `artifact` saves its state and builds it again, and
 `answering` answers with it.
@@ -96,8 +96,12 @@ class Learner(Protocol):
     def load_state_dict(self, state: "dict[str, Tensor]") -> object: ...
 
 
+_SHARED = ("fitting", "learner")
+"""Files here that are no method."""
+
+
 def method_names() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__) if module.name != "learner"]
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED]
 
 
 def load_method(name: str) -> ModuleType:
