@@ -6,10 +6,10 @@ ECCV 2022. With a key F_i an example (its views' mean, of unit length) and its l
     scale * f'T' + alpha * exp(-beta (1 - f F')) L
 
 `fine_tune` learns the keys as well (Tip-Adapter-F), a fixed number of epochs with the recipe of the released code.
-alpha and beta are chosen on the validation images; while the keys are learned they have the paper's values.
+alpha and beta are chosen on the validation images, before the keys are learned with them and once more after.
 
-Where the released code differs: it takes the epoch that answers the test images best, and chooses alpha and beta for
-ImageNet on them; its grid differs from data set to data set.
+Where the released code differs: it takes the epoch that answers the test images best, and its grid and the alpha and
+beta that keys are learned with are written down for each data set.
 """
 
 from typing import Any, Literal
@@ -34,11 +34,11 @@ from coop_core.methods.fitting import (
 )
 from coop_core.methods.learner import FeatureLearner
 
-ALPHAS = tuple(torch.logspace(-1, 1.5, 11).tolist())
+ALPHAS = tuple(torch.logspace(-1, 2.5, 15).tolist())
 BETAS = tuple(torch.logspace(-1, 1.5, 11).tolist())
-"""0.1 to 32, four a decade; the released grids end at 3 to 13."""
+"""0.1 to 316 and 0.1 to 32, four a decade."""
 DEFAULT_ALPHA, DEFAULT_BETA = 1.0, 5.5
-"""The paper's, section 4.1; without validation images, and while keys are learned."""
+"""The paper's, section 4.1; without validation images."""
 _AFFINITIES = 2**24
 """Images times examples that an answer may hold."""
 
@@ -106,28 +106,37 @@ def build(
         keys, labels = (torch.zeros_like(state[name], device=backbone.device) for name in ("keys", "labels"))
         return TipAdapter(texts, keys, labels, alpha=0.0, beta=0.0)
     examples = given(examples, method=params.name)
-    views, labels = unit_views(examples), examples.labels                         # (n, views, d), (n,)
-    keys = F.normalize(views.mean(dim=1), dim=-1)
-    alpha = DEFAULT_ALPHA if params.alpha is None else params.alpha
-    beta = DEFAULT_BETA if params.beta is None else params.beta
+    keys, labels = F.normalize(unit_views(examples).mean(dim=1), dim=-1), examples.labels       # (n, d), (n,)
+    asked = watched(validation)
+    alpha, beta = choose(texts, keys, labels, asked, params)
     if params.fine_tune:
-        learned = nn.Parameter(keys.clone())
-
-        def loss(rows: Tensor, drawn: Tensor) -> Tensor:
-            images = views[rows, drawn]                                           # (b, d)
-            said = memory(images, learned, labels, len(texts.weights), beta=beta)
-            return F.cross_entropy(texts.scale * images @ texts.weights.T + alpha * said, labels[rows])
-
-        descend(
-            torch.optim.AdamW([learned], lr=params.learning_rate, eps=1e-4), loss,
-            draw_batches(examples, size=params.batch_size, epochs=params.epochs,
-                         generator=generator or torch.Generator().manual_seed(0)),
-            steps=params.epochs * batches_an_epoch(examples, size=params.batch_size), method=params.name,
+        keys = learn_keys(
+            texts, keys, examples, params, alpha=alpha, beta=beta,
+            generator=generator or torch.Generator().manual_seed(0),
         )  # fmt: skip
-        keys = learned.detach()
-    if (found := watched(validation)) is not None:
-        alpha, beta = choose(texts, keys, labels, *found, alpha=params.alpha, beta=params.beta)
+        alpha, beta = choose(texts, keys, labels, asked, params)
     return TipAdapter(texts, keys, labels, alpha=alpha, beta=beta)
+
+
+def learn_keys(
+    texts: LinearClassifier, start: Tensor, examples: Examples, params: Params, *,
+    alpha: float, beta: float, generator: torch.Generator,
+) -> Tensor:  # fmt: skip
+    """Keys (n, d) -> learned ones, no longer of unit length (section 3.3)."""
+    views, labels = unit_views(examples), examples.labels                         # (n, views, d), (n,)
+    keys = nn.Parameter(start.clone())
+
+    def loss(rows: Tensor, drawn: Tensor) -> Tensor:
+        images = views[rows, drawn]                                               # (b, d)
+        said = memory(images, keys, labels, len(texts.weights), beta=beta)
+        return F.cross_entropy(texts.scale * images @ texts.weights.T + alpha * said, labels[rows])
+
+    descend(
+        torch.optim.AdamW([keys], lr=params.learning_rate, eps=1e-4), loss,
+        draw_batches(examples, size=params.batch_size, epochs=params.epochs, generator=generator),
+        steps=params.epochs * batches_an_epoch(examples, size=params.batch_size), method=params.name,
+    )  # fmt: skip
+    return keys.detach()
 
 
 def memory(images: Tensor, keys: Tensor, labels: Tensor, classes: int, *, beta: float) -> Tensor:
@@ -137,14 +146,18 @@ def memory(images: Tensor, keys: Tensor, labels: Tensor, classes: int, *, beta: 
 
 
 def choose(
-    texts: LinearClassifier, keys: Tensor, labels: Tensor, images: Tensor, truth: Tensor, *,
-    alpha: float | None, beta: float | None,
-) -> tuple[float, float]:  # fmt: skip
-    """The alpha and beta that answer unit validation images (n, d) best, of the grid; given ones stay."""
+    texts: LinearClassifier, keys: Tensor, labels: Tensor, asked: tuple[Tensor, Tensor] | None, params: Params
+) -> tuple[float, float]:
+    """The alpha and beta of the grid that answer unit validation images (n, d) with labels best; given ones stay."""
+    if asked is None:
+        return (DEFAULT_ALPHA if params.alpha is None else params.alpha,
+                DEFAULT_BETA if params.beta is None else params.beta)  # fmt: skip
+    images, truth = asked
     untrained = texts.scale * images @ texts.weights.double().T                   # (n, c)
-    alphas, betas = ALPHAS if alpha is None else (alpha,), BETAS if beta is None else (beta,)
-    said = ((near, _in_pieces(images, keys, labels, len(texts.weights), beta=near)) for near in betas)
-    return best_choice((((weight, near), untrained + weight * its) for near, its in said for weight in alphas), truth)
+    alphas, betas = (grid if given is None else (given,)
+                     for grid, given in ((ALPHAS, params.alpha), (BETAS, params.beta)))  # fmt: skip
+    said = ((beta, _in_pieces(images, keys, labels, len(texts.weights), beta=beta)) for beta in betas)
+    return best_choice((((alpha, beta), untrained + alpha * its) for beta, its in said for alpha in alphas), truth)
 
 
 def _in_pieces(images: Tensor, keys: Tensor, labels: Tensor, classes: int, *, beta: float) -> Tensor:
