@@ -304,6 +304,16 @@ def test_what_is_drawn_comes_from_the_generator_alone(backbone, name):
     assert name == "gda" or any(not torch.equal(value, other[key]) for key, value in first.items())
 
 
+@pytest.mark.parametrize("tower", ["siglip", "coca"])
+def test_heads_work_on_text_towers_that_take_no_prompts(zoo, tower):
+    backbone = zoo.backbone(tower)
+    for name in HEADS:
+        learned = built(backbone, HEADS[name])
+        again = built(backbone, HEADS[name], state=learned.state_dict())
+        again.load_state_dict(learned.state_dict())
+        assert torch.equal(again.logits(ASKED), learned.logits(ASKED))
+
+
 @pytest.mark.parametrize("name", ["gda", "class_mean"])
 def test_a_head_of_class_means_refuses_a_class_without_an_image(backbone, name):
     with pytest.raises(TrainingError, match=f"{name} needs an image of each class, but label 2 has none"):

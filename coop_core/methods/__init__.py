@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
+    from coop_core.backbone import Backbone
     from coop_core.judging.classifier import LinearClassifier
 
 
@@ -31,6 +32,14 @@ class MethodParams(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
+
+    def check_backbone(self, backbone: "Backbone") -> None:
+        """Refuse a backbone that the method cannot learn on, before anything is computed with it.
+
+        Raises
+        ------
+        BackboneError
+        """
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ learned is W - W0, which suits any class list.
 
 Where this file differs: the paper's W is the tower's own last projection. Here h is the tower's output, of unit length,
 and W0 the identity, for every tower: the map can turn what the tower says, not bring back what its projection dropped.
+The rate is 1e-4 instead of 1e-5, because validation loss is lower from there on (flowers and waste materials, `mini`);
+the paper finds little difference between 1e-5 and 1e-2.
 """
 
 import statistics
@@ -34,7 +36,7 @@ class Params(MethodParams):
     """Weight of the distance from the start (the paper's lambda); null takes 1 / K, K the median of images a class."""
     steps: int = Field(default=300, ge=0, le=1_000_000)
     """Each with all images, in one of their views."""
-    learning_rate: float = Field(default=1e-5, ge=0, le=100)
+    learning_rate: float = Field(default=1e-4, ge=0, le=100)
     """Of Adam; falls to 0 by a cosine."""
 
 

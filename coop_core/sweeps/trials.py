@@ -115,6 +115,7 @@ class TrialRunner:
         self, params: Params, dataset: Dataset, tests: Mapping[str, Dataset], on_epoch: Callable[[Epoch], object]
     ) -> _Prepared:
         backbone = self._backbone(params.backbone)
+        params.method.check_backbone(backbone)
         split = few_shot_split(
             dataset,
             shots=params.split.shots,
