@@ -52,6 +52,7 @@ INSIDE = {
     ],
     "coop_core.methods": [
         "learner fitting",
+        "guided_coop",
         "class_mean linear_probe coop cocoop biomedcoop upl gda probe tip_adapter prolip",
     ],
     "coop_core.judging": ["classifier evaluation gate transfer", "baselines", "pseudo_labels"],

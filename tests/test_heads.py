@@ -162,6 +162,14 @@ def test_a_class_without_an_image_is_held_as_one_that_is_known(backbone):
     assert probe.class_strength(untrained(backbone), fitting.unit_views(examples), examples.labels)[2] == 1.0
 
 
+def test_longer_weights_move_less(backbone):
+    texts = untrained(backbone).weights
+    short, long = (F.cosine_similarity(built(backbone, probe, length=length, penalty="none").weights, texts).mean()
+                   for length in (1.0, 10.0))  # fmt: skip
+
+    assert short < long < 1
+
+
 def test_the_penalty_holds_the_probe_nearer_to_the_texts(backbone):
     texts = untrained(backbone).weights
     held, free = (F.cosine_similarity(built(backbone, probe, penalty=penalty).weights, texts).mean()

@@ -55,10 +55,10 @@ def trained(backbone, zoo):
     return train
 
 
-def training_of(params: Any, backbone: Any, **options: Any) -> Any:
+def training_of(params: Any, backbone: Any, *, fitted: bool = True, **options: Any) -> Any:
     training = prepare(params, split=toy_split(NAMES), backbone=backbone, examples=images(), validation=images(6),
                        **options)  # fmt: skip
-    return params, training, fit(training)
+    return params, training, fit(training) if fitted else []
 
 
 def kept(params: Any, training: Any, curve: Any, backbone: Any, folder: Any) -> Any:

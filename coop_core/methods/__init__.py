@@ -105,7 +105,7 @@ class Learner(Protocol):
     def load_state_dict(self, state: "dict[str, Tensor]") -> object: ...
 
 
-_SHARED = ("fitting", "learner")
+_SHARED = ("fitting", "guided_coop", "learner")
 """Files here that are no method."""
 
 

@@ -9,8 +9,9 @@ goes down, where a_c, computed once, is how probable zero-shot finds class c on 
 knows well stays near the text. Without the penalty it is the paper's ZS-LP, with it CLAP. The recipe is the paper's
 and needs no validation images; each image shows one of its views an epoch (the paper has 20 of them).
 
-Where the released code differs: it starts from the mean of un-normalised text features, and penalises weights of that
-length. A class without an example, which the paper does not have, is held as one that zero-shot is sure of (a_c = 1).
+Where the released code differs: it starts from the mean of un-normalised text features and penalises weights of that
+length. `length` makes ours longer, which answered validation images of flowers no better with `mini`. A class without
+an example, which the paper does not have, is held as one that zero-shot is sure of (a_c = 1).
 """
 
 from typing import Any, Literal
@@ -32,6 +33,8 @@ class Params(MethodParams):
     name: Literal["probe"] = "probe"
     penalty: Literal["class_adaptive", "none"] = "class_adaptive"
     """class_adaptive: CLAP; none: ZS-LP."""
+    length: float = Field(default=1.0, gt=0, le=1e6)
+    """Of the weights at the start: the longer, the smaller a step, and the heavier the penalty against it."""
     epochs: int = Field(default=300, ge=0, le=100_000)
     learning_rate: float = Field(default=0.1, ge=0, le=100)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -69,11 +72,12 @@ def fit(texts: LinearClassifier, examples: Examples, params: Params, generator: 
     strength = class_strength(texts, features, labels)
     if params.penalty == "none":
         strength = torch.zeros_like(strength)
-    weights = nn.Parameter(texts.weights.clone())                                 # (c, d)
+    start = params.length * texts.weights                                         # (c, d)
+    weights = nn.Parameter(start.clone())
 
     def loss(rows: Tensor, views: Tensor) -> Tensor:
         logits = texts.scale * features[rows, views] @ F.normalize(weights, dim=-1).T
-        return F.cross_entropy(logits, labels[rows]) + penalty(weights, texts.weights, strength)
+        return F.cross_entropy(logits, labels[rows]) + penalty(weights, start, strength)
 
     steps = batches_an_epoch(examples, size=params.batch_size)
     descend(
