@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_methods import NAMES, OTHERS, images
+from test_methods import NAMES, OTHERS, images, kept, training_of
 from torch import Tensor
 from torch.nn import functional as F
+from toy_params import toy_params
 
+from coop_core.answering import answerer
 from coop_core.errors import TrainingError
 from coop_core.features.examples import CachedFeatures
 from coop_core.judging.baselines import zero_shot
@@ -83,6 +85,17 @@ def test_gda_of_other_classes_is_that_of_the_features_nearest_to_their_texts(bac
     expected = 0.7 * gaussian_logits(unit(ASKED), means, precision) + backbone.logit_scale * unit(ASKED) @ texts.T
 
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_other_classes_are_written_in_their_own_template(backbone, zoo, tmp_path):
+    params, training, curve = training_of(toy_params(zoo.architecture("flat"), method={"name": "gda"}), backbone)
+    artifact = kept(params, training, curve, backbone, tmp_path / "prompt")
+    found = answerer(artifact, backbone=backbone, class_names=OTHERS, template="a drawing of {}.").probabilities(ASKED)
+
+    task = Task(tuple(OTHERS), "a drawing of {}.")
+    expected = built(backbone, gda, task=task, state=artifact.state, rebound=True).classifier().probabilities(ASKED)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, answerer(artifact, backbone=backbone, class_names=OTHERS).probabilities(ASKED))
 
 
 def test_gda_at_alpha_0_is_zero_shot(backbone):
@@ -333,7 +346,10 @@ def test_a_long_fit_says_where_it_is(backbone, caplog, monkeypatch):
     with caplog.at_level(logging.INFO):
         built(backbone, prolip, steps=3)
 
-    assert "prolip: step 2 of 3, loss " in caplog.text
+        built(backbone, load_method("linear_probe"))
+
+    assert "prolip: 2 of 3 steps" in caplog.text
+    assert "linear_probe: 1 of 1 fits" in caplog.text
 
 
 def test_every_image_is_drawn_once_an_epoch_in_a_view_it_has():

@@ -84,6 +84,19 @@ def batches_an_epoch(examples: Examples, *, size: int) -> int:
     return math.ceil(len(examples.labels) / size)
 
 
+def progress(method: str, what: str) -> Callable[[int, int], None]:
+    """To be told how much is done, of all; a line every ten seconds goes to the log."""
+    told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _SECONDS_A_LINE:
+            log.info("%s: %d of %d %s", method, done, total, what)
+            told = time.monotonic()
+
+    return tell
+
+
 def descend(
     optimiser: torch.optim.Optimizer,
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -100,7 +113,7 @@ def descend(
     TrainingError
         When the loss is no longer a number.
     """
-    rate, told = optimiser.param_groups[0]["lr"], time.monotonic()
+    rate, tell = optimiser.param_groups[0]["lr"], progress(method, "steps")
     for step, (rows, views) in enumerate(batches):
         phase = (step - warmup) / max(1, steps - warmup)
         now = _WARM_UP_RATE if step < warmup else rate * 0.5 * (1 + math.cos(math.pi * phase))
@@ -113,6 +126,4 @@ def descend(
                                 f"rate {now:g}: lower method.learning_rate")  # fmt: skip
         value.backward()
         optimiser.step()
-        if time.monotonic() - told >= _SECONDS_A_LINE:
-            log.info("%s: step %d of %d, loss %.3f", method, step + 1, steps, value.item())
-            told = time.monotonic()
+        tell(step + 1, steps)

@@ -51,7 +51,7 @@ class Scores:
     calibration_error: float
     zero_shot_accuracy: float
     seconds: float
-    """Of training; trials trained side by side share it evenly."""
+    """Of training; trials trained side by side share it evenly. What is built from examples took them to be built."""
     curve: tuple[Epoch, ...]
     test_digest: str
     tests: dict[str, dict[str, float]]
@@ -68,6 +68,8 @@ class Scores:
 @dataclass(frozen=True)
 class _Prepared:
     training: Training
+    seconds: float
+    """Of building the learner."""
     split: Split
     test: CachedFeatures
     zero_shot_accuracy: float
@@ -136,16 +138,18 @@ class TrialRunner:
             train, _ = labelled_pool(
                 split, train.features, backbone, per_class=split.shots, min_confidence=params.split.min_confidence
             )
+        started = time.monotonic()
         training = prepare(
             params, split=split, backbone=backbone, examples=train, validation=val, on_epoch=on_epoch,
             engine=dataclasses.replace(params.engine.engine(), sharing=self.sharing),
         )  # fmt: skip
+        seconds = time.monotonic() - started
         targets = {}
         for name, its in params.tests.items():
             target = target_of(tests[name], its)
             features = self._features(backbone, tests[name], target.images, params, views=1)[:, 0]
             targets[name] = (target, features)
-        return _Prepared(training, split, test, self._zero_shot(backbone, split, test), backbone, targets)
+        return _Prepared(training, seconds, split, test, self._zero_shot(backbone, split, test), backbone, targets)
 
     def _backbone(self, params: BackboneParams) -> Backbone:
         key = ("backbone", params)
@@ -205,7 +209,7 @@ def _judge(one: _Prepared, curve: Sequence[Epoch], params: Params, seconds: floa
         macro_f1=test.macro_f1,
         calibration_error=test.calibration_error,
         zero_shot_accuracy=one.zero_shot_accuracy,
-        seconds=seconds,
+        seconds=one.seconds + seconds,
         curve=tuple(curve),
         test_digest=one.split.test_digest,
         tests={name: _judge_target(one, *its, params) for name, its in one.targets.items()},
