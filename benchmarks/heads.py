@@ -132,11 +132,11 @@ def _cell(rows: list[dict[str, Any]]) -> str:
 
 def _compare(shots: int, mean: dict[str, float]) -> None:
     """The best head against the better of CoOp and the linear probe; the best text-informed one against the latter."""
-    heads = {name: value for name, value in mean.items() if name not in ("zero-shot", "CoOp")}
-    if not heads.keys() >= {"linear probe", "GDA"} or "CoOp" not in mean:
+    heads = [name for name in mean if name not in ("zero-shot", *RIVALS)]
+    informed = [name for name in heads if name in TEXT_INFORMED]
+    if not informed or not mean.keys() >= set(RIVALS):
         return
-    best, rival = max(heads, key=heads.__getitem__), max(RIVALS, key=mean.__getitem__)
-    texts = max((name for name in heads if name in TEXT_INFORMED), key=heads.__getitem__)
+    best, rival, texts = (max(names, key=mean.__getitem__) for names in (heads, RIVALS, informed))
     Console(width=150).print(
         f"{shots} shots: best head {best}, {100 * (mean[best] - mean[rival]):+.1f} points against {rival}; best "
         f"text-informed head {texts}, {100 * (mean[texts] - mean['linear probe']):+.1f} points against the linear probe"

@@ -196,7 +196,7 @@ def read_artifact(folder: Path) -> Artifact:
 
 
 def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
-    """Context vectors mean nothing on other weights or other pixels: refuse them.
+    """What was learned means nothing on other weights or other pixels: refuse it.
 
     Raises
     ------
@@ -206,16 +206,16 @@ def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
     if ours["weights_digest"] != backbone.weights_digest:
         name = backbone_name(ours["architecture"], ours["pretrained"], ours.get("image_precision", "float32"))
         raise ArtifactError(
-            f"the context vectors were learned on {name} with weights {ours['weights_digest'][:12]}, but this is "
-            f"{backbone.name} with weights {backbone.weights_digest[:12]}: load the backbone they were learned on"
+            f"the artefact was learned on {name} with weights {ours['weights_digest'][:12]}, but this is "
+            f"{backbone.name} with weights {backbone.weights_digest[:12]}: load the backbone it was learned on"
         )
     if artifact.transform != backbone.transform:
         raise ArtifactError(
-            f"the context vectors were learned on images prepared by {artifact.transform}, but {backbone.name} "
-            f"prepares them by {backbone.transform}: load the backbone they were learned on"
+            f"the artefact was learned on images prepared by {artifact.transform}, but {backbone.name} "
+            f"prepares them by {backbone.transform}: load the backbone it was learned on"
         )
     if ours.get("transform_digest", backbone.transform.digest) != backbone.transform.digest:
-        log.warning("the context vectors were learned with another version of the image preparation, so answers may "
+        log.warning("the artefact was learned with another version of the image preparation, so answers may "
                     "differ a little: train again to be sure")  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from test_stages import COLOURS, PARAMS, paint_images, working_in, write_params
 
+import coop_core.artifact
 import coop_core.params.sections
 from coop_core.artifact import read_artifact
 from pipelines import paths
@@ -34,7 +35,8 @@ METHODS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module", autouse=True)
 def _load_the_backbone_once(mini) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coop_core.params.sections, "load_backbone", lambda *named, **more: mini)
+        for module in (coop_core.params.sections, coop_core.artifact):
+            patch.setattr(module, "load_backbone", lambda *named, **more: mini)
         yield
 
 

@@ -28,7 +28,8 @@ def main() -> None:
     split = read_split(paths.SPLIT)
     prompt = read_artifact(paths.PROMPT)
     curve_prompts = {shots: read_artifact(paths.CURVE_PROMPTS / f"{shots}_shots") for shots in params.split.curve_shots}
-    for artifact in (prompt, *curve_prompts.values()):
+    prompts = (prompt, *curve_prompts.values())
+    for artifact in prompts:
         check_origin(artifact.card["data"], artifact.feature_key, prompt, split, what="prompt")
     tensors, baseline_card = read_baselines()
     check_origin(baseline_card, baseline_card.get("feature_key"), prompt, split, what="baselines")
@@ -44,18 +45,23 @@ def main() -> None:
     def baseline(name: str) -> np.ndarray:
         return LinearClassifier.from_tensors(tensors, name).probabilities(features).numpy()
 
+    backbone = prompt.load_backbone() if any(one.classifier is None for one in prompts) else None
+
+    def learned(artifact: Artifact) -> np.ndarray:
+        return answerer(artifact, backbone=backbone).probabilities(features).numpy()
+
     method = params.method.name
     found = {
         "zero-shot": baseline("zero-shot"),
         "prompt ensemble": baseline("prompt ensemble"),
         "linear probe": baseline(f"linear probe {params.split.shots}"),
-        method: answerer(prompt).probabilities(features).numpy(),
+        method: learned(prompt),
     }
     evaluations = {name: judge(probabilities) for name, probabilities in found.items()}
     few_shot_curve = [
         {
             "shots": shots,
-            method: judge(answerer(curve_prompts[shots]).probabilities(features).numpy()).accuracy,
+            method: judge(learned(curve_prompts[shots])).accuracy,
             "linear probe": judge(baseline(f"linear probe {shots}")).accuracy,
         }
         for shots in sorted(params.split.curve_shots)
