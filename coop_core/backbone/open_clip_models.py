@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze, in_full_float32
+from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze
 from coop_core.backbone.tokenizers import from_hugging_face, from_simple_tokenizer, token_counter
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import CausalTextTower, PaddedTextTower, WholeSentences
@@ -29,12 +29,7 @@ def load_open_clip(
     family, takes_prompts = text_family(model)
     device = torch.device(device)
     freeze(model).to(device)
-    dtype: torch.dtype = getattr(torch, image_precision)
-    model.visual.to(dtype)
-
-    @torch.no_grad()
-    def encode_images(pixels: Tensor) -> Tensor:
-        return model.encode_image(pixels.to(device, dtype)).float()
+    model.visual.to(getattr(torch, image_precision))
 
     return Backbone(
         architecture=architecture,
@@ -43,7 +38,7 @@ def load_open_clip(
         family=family,
         transform=_image_transform(architecture, model.visual.preprocess_cfg),
         logit_scale=model.logit_scale.detach().float().exp().item(),
-        encode_images=in_full_float32(encode_images, device),
+        image_tower=_PooledAlone(model.visual) if type(model).__name__ == "CoCa" else model.visual,
         load_text_tower=lambda: _text_tower(open_clip, architecture, model),
         load_weights=model.state_dict,
         config=config,
@@ -51,6 +46,18 @@ def load_open_clip(
         sentence_tower=None if takes_prompts else _sentence_tower(open_clip, architecture, model, device),
         refusal="" if takes_prompts else _refusal(family),
     )
+
+
+class _PooledAlone(nn.Module):
+    """CoCa's image tower without the tokens that it gives beside its features."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        pooled: Tensor = self.visual(pixels)[0]
+        return pooled
 
 
 def text_family(model: Any) -> tuple[str, bool]:

@@ -10,15 +10,17 @@ import torch
 
 from coop_core.answering import answerer
 from coop_core.artifact import Artifact, read_artifact
-from coop_core.backbone import digest_tensors
+from coop_core.backbone import Backbone, digest_tensors
 from coop_core.data.split import Split, SplitImage, read_split
 from coop_core.errors import ArtifactError
+from coop_core.features.examples import DecodedImages
 from coop_core.features.extract import load_features
 from coop_core.files import read_json, read_tensors, write_json, write_text
 from coop_core.judging.classifier import LinearClassifier
 from coop_core.judging.evaluation import Evaluation, evaluate
 from coop_core.params import Params, load_params
 from pipelines import console, paths
+from pipelines.settings import choose_device, load_settings
 
 BASELINES = ("zero-shot", "prompt ensemble", "linear probe")
 
@@ -48,7 +50,7 @@ def main() -> None:
     backbone = prompt.load_backbone() if any(one.classifier is None for one in prompts) else None
 
     def learned(artifact: Artifact) -> np.ndarray:
-        return answerer(artifact, backbone=backbone).probabilities(features).numpy()
+        return answers_of(artifact, split, features, backbone)
 
     method = params.method.name
     found = {
@@ -72,6 +74,18 @@ def main() -> None:
     write_json(paths.EVALUATION / "evaluation.json", _report(params, split, evaluations, few_shot_curve))
     write_text(paths.EVALUATION / "predictions.csv", predictions(split.test, found, method=method))
     write_json(paths.METRICS, headline(evaluations))
+
+
+def answers_of(prompt: Artifact, split: Split, features: torch.Tensor, backbone: Backbone | None) -> np.ndarray:
+    """Its probabilities for the test images (n, c), from their features (n, d) or, where it reads them, from pixels.
+
+    `backbone` is for answers from features that need one.
+    """
+    if prompt.reads == "features":
+        return answerer(prompt, backbone=backbone).probabilities(features).numpy()
+    backbone = prompt.load_backbone(device=choose_device(load_settings()))
+    images = DecodedImages(split.test, paths.RAW, backbone.transform, backbone.device)
+    return answerer(prompt, backbone=backbone).of_examples(images).numpy()
 
 
 def read_baselines() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
