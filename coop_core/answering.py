@@ -77,12 +77,14 @@ def answerer(
     *,
     backbone: Backbone | None = None,
     class_names: Sequence[str] | None = None,
+    template: str | None = None,
     engine: Engine | None = None,
 ) -> Answerer:
     """An artefact's answers, for its own classes or re-bound to others.
 
     Its temperature and threshold were fitted among its own classes, and serve no others.
-    `backbone` is the one to compute with, or None to load what the card names where the answers need it.
+    `backbone` is the one to compute with, or None to load what the card names where the answers need it. `template`
+    is that of the other classes' data set, for methods that read class texts.
 
     Raises
     ------
@@ -94,6 +96,6 @@ def answerer(
     how: dict[str, Any] = {"temperature": artifact.temperature, "threshold": artifact.threshold} if is_own else {}
     if artifact.classifier is not None and is_own and artifact.reads == "features":
         return Answerer(artifact.classifier, class_names=names, **how)
-    learner = restore_learner(artifact, backbone or artifact.load_backbone(), names, engine=engine)
+    learner = restore_learner(artifact, backbone or artifact.load_backbone(), names, template=template, engine=engine)
     answers = artifact.classifier if is_own else collapsed(learner)
     return Answerer(answers or learner, class_names=names, features=_own_features(learner), **how)

@@ -223,7 +223,7 @@ def read_artifact(folder: Path) -> Artifact:
 
 
 def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
-    """Context vectors mean nothing on other weights or other pixels: refuse them.
+    """What was learned means nothing on other weights or other pixels: refuse it.
 
     Raises
     ------
@@ -233,16 +233,16 @@ def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
     if ours["weights_digest"] != backbone.weights_digest:
         name = backbone_name(ours["architecture"], ours["pretrained"], ours.get("image_precision", "float32"))
         raise ArtifactError(
-            f"the context vectors were learned on {name} with weights {ours['weights_digest'][:12]}, but this is "
-            f"{backbone.name} with weights {backbone.weights_digest[:12]}: load the backbone they were learned on"
+            f"the artefact was learned on {name} with weights {ours['weights_digest'][:12]}, but this is "
+            f"{backbone.name} with weights {backbone.weights_digest[:12]}: load the backbone it was learned on"
         )
     if artifact.transform != backbone.transform:
         raise ArtifactError(
-            f"the context vectors were learned on images prepared by {artifact.transform}, but {backbone.name} "
-            f"prepares them by {backbone.transform}: load the backbone they were learned on"
+            f"the artefact was learned on images prepared by {artifact.transform}, but {backbone.name} "
+            f"prepares them by {backbone.transform}: load the backbone it was learned on"
         )
     if ours.get("transform_digest", backbone.transform.digest) != backbone.transform.digest:
-        log.warning("the context vectors were learned with another version of the image preparation, so answers may "
+        log.warning("the artefact was learned with another version of the image preparation, so answers may "
                     "differ a little: train again to be sure")  # fmt: skip
 
 
@@ -251,9 +251,12 @@ def restore_learner(
     backbone: Backbone,
     class_names: Sequence[str] | None = None,
     *,
+    template: str | None = None,
     engine: Engine | None = None,
 ) -> Learner:
     """The trained method again, for its own classes or re-bound to others.
+
+    `template` is what methods that read class texts write other classes in; by default it is the artefact's own.
 
     Raises
     ------
@@ -265,22 +268,24 @@ def restore_learner(
     if params.get("name") not in method_names():
         raise ArtifactError(f"the artefact's method {params.get('name')!r} is not in this version of the product")
     module = load_method(params["name"])
-    wanted = tuple(map(words, class_names or artifact.class_names))
+    wanted, own = tuple(map(words, class_names or artifact.class_names)), artifact.card.get("template")
+    rebound = wanted != artifact.class_names
     try:
         learner: Learner = module.build(
             module.Params.model_validate(params),
             backbone=backbone,
-            task=Task(wanted, artifact.card.get("template", "a photo of a {}.")),
+            task=Task(wanted, (rebound and template) or own or "a photo of a {}."),
             generator=torch.Generator().manual_seed(0),
             engine=engine,
             state=artifact.state,
+            rebound=rebound,
         )
     except ValidationError as error:
         raise ArtifactError(f"the artefact's method parameters are not valid: {error.errors()[0]['msg']}") from None
-    if not learner.rebinds and wanted != artifact.class_names:
+    if not learner.rebinds and rebound:
         raise ArtifactError(
             f"this artefact learned something of its own for each of {', '.join(artifact.class_names[:5])}..., so it "
-            "cannot be used with other classes: train coop with method.class_specific: false, or cocoop"
+            "cannot be used with other classes: train coop with method.class_specific: false, cocoop, prolip or gda"
         )
     _load_state(learner, artifact.state)
     return learner

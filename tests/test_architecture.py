@@ -51,7 +51,11 @@ INSIDE = {
         "packed_prompts padded_prompts prompted_images",
         "encoder",
     ],
-    "coop_core.methods": ["learner", "class_mean linear_probe coop cocoop biomedcoop upl dpl"],
+    "coop_core.methods": [
+        "learner fitting",
+        "guided_coop",
+        "class_mean linear_probe coop cocoop biomedcoop upl dpl gda probe tip_adapter prolip",
+    ],
     "coop_core.judging": ["classifier evaluation gate transfer", "baselines confidence", "pseudo_labels"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes"],

@@ -121,7 +121,7 @@ def test_other_backbone_weights_are_refused_naming_both(saved, zoo, backbone):
     other = zoo.backbone("native")
     both = f"with weights {backbone.weights_digest[:12]}.*with weights {other.weights_digest[:12]}"
 
-    with pytest.raises(ArtifactError, match=f"zoo0/flat.*{both}: load the backbone they were learned on"):
+    with pytest.raises(ArtifactError, match=f"zoo0/flat.*{both}: load the backbone it was learned on"):
         restore_learner(read_artifact(folder), other)
 
 
@@ -133,7 +133,7 @@ def test_equal_weights_with_another_activation_are_refused(saved, zoo, tmp_path)
     config["model_cfg"]["quick_gelu"] = True
     (tmp_path / "quick/open_clip_config.json").write_text(json.dumps(config))
 
-    with pytest.raises(ArtifactError, match="load the backbone they were learned on"):
+    with pytest.raises(ArtifactError, match="load the backbone it was learned on"):
         restore_learner(read_artifact(folder), load_backbone(f"local-dir:{tmp_path / 'quick'}", None))
 
 

@@ -295,7 +295,7 @@ def test_a_search_whose_loss_is_no_number_ends(zoo, dataset, split, monkeypatch)
 def test_what_was_learned_on_other_towers_does_not_answer(prepared, zoo, split, tmp_path):
     training = prepared(GIVEN)
     artifact = kept(training, zoo.backbone("flat"), split, tmp_path / "prompt")
-    with pytest.raises(ArtifactError, match="load the backbone they were learned on"):
+    with pytest.raises(ArtifactError, match="load the backbone it was learned on"):
         answerer(artifact, backbone=zoo.backbone("flat-quickgelu"))
 
 

@@ -110,12 +110,12 @@ def confidence_of(training: Training, params: Params, split: Split) -> Confidenc
                             "temperature to false and the targets to null")  # fmt: skip
     probabilities = answer_with(training.learner, class_names=split.class_names).of_examples(validation).numpy()
     found = fit_confidence(probabilities, validation.labels.cpu().numpy(), **asked.model_dump(), seed=params.seed)
-    log.info("fitted on %d validation images: temperature %.2f, answers from %.1f %% on (%.0f %% of them, %.1f %% right, "
-             "95 %% interval %.1f to %.1f)", found.validation_images, found.temperature, 100 * found.threshold,
+    log.info("fitted on %d validation images: temperature %.2f, answers from %.1f %% on (%.0f %% of them, %.1f %% "
+             "right, 95 %% interval %.1f to %.1f)", found.validation_images, found.temperature, 100 * found.threshold,
              100 * found.share, 100 * found.accuracy, *(100 * edge for edge in found.accuracy_interval))  # fmt: skip
     if not found.is_reached:
-        log.warning("no confidence reaches answering.target_accuracy %g on the validation images: the threshold is where "
-                    "most answers are right", asked.target_accuracy)  # fmt: skip
+        log.warning("no confidence reaches answering.target_accuracy %g on the validation images: the threshold is "
+                    "where most answers are right", asked.target_accuracy)  # fmt: skip
     return found
 
 
