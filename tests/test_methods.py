@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 from toy_params import toy_params
@@ -14,8 +15,8 @@ from coop_core.answering import answer_with, answerer
 from coop_core.artifact import make_card, read_artifact, restore_learner, write_artifact
 from coop_core.errors import ArtifactError, TrainingError
 from coop_core.features.examples import CachedFeatures
-from coop_core.judging.baselines import linear_probe
-from coop_core.methods import Task, class_mean, load_method, method_names
+from coop_core.judging.baselines import linear_probe, prompt_ensemble
+from coop_core.methods import Task, class_mean, load_method, method_names, zero_shot
 from coop_core.methods import linear_probe as probe_method
 from coop_core.preparing import prepare
 from coop_core.prompts.engine import Engine
@@ -25,7 +26,7 @@ NAMES = ("cat", "sea lake", "river")
 OTHERS = ["dog", "red fox"]
 METHODS = [{"name": "coop", "n_context": 2}, {"name": "cocoop", "n_context": 2, "initial_words": None},
            {"name": "biomedcoop"}, {"name": "upl", "members": 2, "n_context": 2},
-           {"name": "class_mean"}, {"name": "linear_probe"}]  # fmt: skip
+           {"name": "class_mean"}, {"name": "linear_probe"}, {"name": "zero_shot"}]  # fmt: skip
 
 
 def images(count: int = 12, *, views: int = 2) -> CachedFeatures:
@@ -107,7 +108,7 @@ def test_a_method_that_is_built_from_examples_says_so_without_any(backbone, name
 
 
 @pytest.mark.parametrize(
-    "method", [*METHODS[4:], {"name": "coop", "n_context": 2, "class_specific": True}], ids=lambda m: m["name"]
+    "method", [*METHODS[4:6], {"name": "coop", "n_context": 2, "class_specific": True}], ids=lambda m: m["name"]
 )
 def test_what_was_learned_of_its_own_classes_is_not_used_with_others(trained, backbone, tmp_path, method):
     artifact = kept(*trained(method), backbone, tmp_path / "prompt")
@@ -116,8 +117,8 @@ def test_what_was_learned_of_its_own_classes_is_not_used_with_others(trained, ba
         answerer(artifact, backbone=backbone, class_names=OTHERS)
 
 
-@pytest.mark.parametrize("method", METHODS[:4], ids=lambda method: method["name"])
-def test_shared_context_is_used_with_other_classes(trained, backbone, tmp_path, method):
+@pytest.mark.parametrize("method", [*METHODS[:4], METHODS[6]], ids=lambda method: method["name"])
+def test_what_does_not_know_its_classes_is_used_with_other_classes(trained, backbone, tmp_path, method):
     artifact = kept(*trained(method), backbone, tmp_path / "prompt")
 
     found = answerer(artifact, backbone=backbone, class_names=OTHERS).probabilities(images(5).features[:, 0])
@@ -150,6 +151,27 @@ def test_the_linear_probe_is_the_baseline_of_that_name(backbone):
 
     expected = linear_probe(*arrays(examples), *arrays(watched)).classifier
     assert torch.equal(found.classifier().weights, expected.weights)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_zero_shot_is_the_baseline_of_its_templates(backbone, own):
+    texts = ["a {}.", "this is a {}."]
+    params = zero_shot.Params(templates=texts, own_template=own)
+    found = zero_shot.build(params, backbone=backbone, task=Task(NAMES, "a photo of a {}."))
+
+    expected = prompt_ensemble(backbone, NAMES, texts, own_template="a photo of a {}." if own else texts[0])
+    assert torch.equal(found.classifier().weights, expected.weights)
+    assert list(found.state_dict()) == []
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [({"templates": ["a photo"]}, r"each template needs exactly one \{\}, unlike \['a photo'\]"),
+     ({"own_template": False}, "own_template can be false only with templates")],
+)  # fmt: skip
+def test_zero_shot_needs_a_template_with_a_hole(params, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        zero_shot.Params(**params)
 
 
 def arrays(examples: CachedFeatures) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +218,7 @@ def test_cocoop_answers_a_few_images_at_a_time_where_memory_is_short(backbone, z
 def test_an_answer_of_cocoop_costs_a_prompt_a_class_and_a_collapsed_one_none(trained):
     prompts = [answer_with(trained(method)[1].learner, class_names=NAMES).prompts_per_image for method in METHODS]
 
-    assert prompts == [0, 3, 0, 0, 0, 0]
+    assert prompts == [0, 3, 0, 0, 0, 0, 0]
 
 
 def test_cocoop_goes_on_from_its_checkpoint_to_equal_bytes(trained, tmp_path):
