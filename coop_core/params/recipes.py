@@ -2,13 +2,33 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 
 from coop_core.errors import ParamsError
 from coop_core.params.file import changed, load_params, parse_params
+
+
+ProtocolName = Literal["few-shot", "base-to-new", "cross-dataset", "domain-generalisation", "zero-shot"]
+
+
+class Protocol(BaseModel):
+    """How a paper judges a setting: what `coop reproduce` runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    datasets: list[str] = Field(min_length=1)
+    """Cards of the catalogue that are learned on."""
+    shots: list[int] = Field(min_length=1)
+    """0: nothing is learned."""
+    tests: list[str] = []
+    """Cards that are judged on besides, with what was learned."""
+    average: str = ""
+    """What the published mean over all `tests`, or else `datasets`, is called in `published/tables.csv`."""
+    set: dict[str, Any] = {}
+    """What this protocol changes in the recipe."""
 
 
 class Recipe(BaseModel):
@@ -26,7 +46,9 @@ class Recipe(BaseModel):
     by_shots: dict[int, dict[str, Any]] = {}
     """What changes with the number of shots."""
     variants: dict[str, dict[str, Any]] = {}
-    """What the paper varies, or sets for one data set."""
+    """What the paper varies. One with the name of a dataset card is what the paper sets for that data set."""
+    protocols: dict[ProtocolName, Protocol] = {}
+    """The first is what `coop reproduce` takes where none is named."""
     differs: list[str] = Field(min_length=1)
 
     def values(self, *, shots: int | None = None, variant: str | None = None) -> dict[str, Any]:
