@@ -38,7 +38,8 @@ ROOMS = {
 INSIDE = {
     "coop_core.data": [
         "images views dataset archives",
-        "catalog validation split descriptions",
+        "catalog split descriptions",
+        "validation",
         "folders listings",
         "importers",
     ],
@@ -56,15 +57,15 @@ INSIDE = {
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes"],
     "coop_core.sweeps": ["sweep", "trials"],
-    "coop_core.reproduction": ["figures grid", "comparison"],
-    "pipelines.sources": ["storage", "datasets"],
+    "coop_core.reproduction": ["figures grid estimate", "comparison"],
+    "pipelines.sources": ["storage catalogue", "datasets"],
     "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs"],
     "pipelines.services": ["supervision workspace", "local"],
     "pipelines.sweeps": ["trainer outcome", "trainers", "sweeping", "view"],
     "pipelines.champion": ["proof", "promotion", "retraining"],
     "pipelines.flows": ["lifeline client pools", "bootstrap trials sweep reconcile promote", "retrain"],
     "pipelines.stages": ["download split features baselines train evaluate report", "judge track", "__main__"],
-    "pipelines.commands": ["beginning sweep predict compare describe", "cli"],
+    "pipelines.commands": ["beginning sweep predict compare describe", "reproduction", "reproduce", "cli"],
 }
 OWNERS = {
     "open_clip": "coop_core.backbone",

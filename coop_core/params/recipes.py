@@ -10,7 +10,6 @@ from ruamel.yaml import YAML
 from coop_core.errors import ParamsError
 from coop_core.params.file import changed, load_params, parse_params
 
-
 ProtocolName = Literal["few-shot", "base-to-new", "cross-dataset", "domain-generalisation", "zero-shot"]
 
 
@@ -51,8 +50,11 @@ class Recipe(BaseModel):
     """The first is what `coop reproduce` takes where none is named."""
     differs: list[str] = Field(min_length=1)
 
-    def values(self, *, shots: int | None = None, variant: str | None = None) -> dict[str, Any]:
-        """Sections and dotted names -> values, with `split.shots` where it is asked for.
+    def values(
+        self, *, shots: int | None = None, variant: str | None = None, dataset: str | None = None
+    ) -> dict[str, Any]:
+        """Sections and dotted names -> values, with `split.shots` where it is asked for, and with what the paper sets
+        for a `dataset` by the name of its card.
 
         Raises
         ------
@@ -65,6 +67,7 @@ class Recipe(BaseModel):
                 raise ParamsError(f"{what} {key} is not in the recipe: it has {', '.join(map(str, known)) or 'none'}")
         if shots is not None:
             found |= self.by_shots.get(shots, {}) | {"split.shots": shots, "split.curve_shots": []}
+        found |= self.variants.get(dataset or "", {})
         return found | (self.variants[variant] if variant is not None else {})
 
 
