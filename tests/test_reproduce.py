@@ -16,7 +16,7 @@ from test_stages import working_in
 from toy_images import paint, paint_classes
 from typer.testing import CliRunner
 
-from coop_core.errors import DatasetError, ParamsError
+from coop_core.errors import DatasetError, ParamsError, TrainingError
 from coop_core.params import Params, load_params
 from coop_core.params.recipes import Recipe, read_recipe, recipe_names
 from coop_core.reproduction.comparison import Line, as_csv, as_markdown, compare, head
@@ -25,6 +25,7 @@ from coop_core.reproduction.figures import Figure, Published, Tolerance
 from coop_core.reproduction.grid import Asked, ask, sweeps
 from coop_core.sweeps.sweep import Result, Row, trials
 from pipelines.commands import cli, reproduction
+from pipelines.settings import Settings
 from pipelines.sources.catalogue import source_of
 
 ROOT = Path(__file__).parents[1]
@@ -224,6 +225,15 @@ def test_what_cannot_be_had_is_said_and_never_guessed() -> None:
     assert by_name["average-11"].note == "needs all 11 data sets, and 1 are here"
 
 
+def test_seeds_that_failed_and_classes_that_cannot_be_rebound_are_said() -> None:
+    one = asked("cocoop-cvpr22", datasets=["dtd"], seeds=[1, 2])
+    (row,) = rows_of(one, "dtd", {1: (0.8, 0.5), 2: (0.6, 0.7)})
+    blind = Result(row.results[0].trial, 0.5, 1.0, 0.8, 0.3)
+    found = compare(one, {"dtd": [Row(row.task, {}, (blind,))]}, {"dtd": "too few images"}, Published((), ()))
+    assert [(line.ours, line.note) for line in found[:2]] == [
+        (0.8, "1 of 2 seeds"), (None, "what was learned knows its own classes alone")]  # fmt: skip
+
+
 def test_the_files_hold_every_line_with_the_source_of_its_figure() -> None:
     one = asked("coop-ijcv22", datasets=["dtd", "eurosat"], shots=[16], seeds=[1])
     lines = lines_of(one, {1: (0.6, 0)}, FIGURE, only="dtd")
@@ -296,6 +306,52 @@ def test_a_plan_counts_what_is_to_be_done_and_says_what_is_missing(project: Path
     assert f"weights: {zoo.architecture('flat')}, here" in said.output
     assert "ms a step with 2 classes" in said.output
     assert not (project / "artifacts").exists()
+
+
+class Scorer:
+    """Does what sweeps do but the training; the data set called `broken` has no result."""
+
+    def __init__(self) -> None:
+        self.asked: list[Params] = []
+
+    def __call__(self, params: Params) -> list[Row]:
+        self.asked.append(params)
+        if "broken" in params.dataset.source:
+            raise TrainingError("the loss became nan")
+        return [Row(one.task, {}, (Result(one, 0.5, 1.0, 0.75, 0.3, tests={"tests/new/learned": 0.25}),))
+                for one in trials(params, [{}])]  # fmt: skip
+
+
+def table_of(project: Path, asked: Asked, run: Scorer) -> list[dict[str, str]]:
+    with working_in(project):
+        reproduction.reproduce(asked, Settings(_env_file=None), Path("../data"), run=run)
+        (table,) = Path("artifacts/reproduce/coop-as-in-cocoop-cvpr22").glob("*.csv")
+        assert table.with_suffix(".md").read_text().startswith("# CoOp as in CoCoOp's comparison")
+        return list(csv.DictReader(table.read_text().splitlines()))
+
+
+def test_one_data_set_that_fails_leaves_the_others_their_lines(project: Path, zoo: Any) -> None:
+    paint_classes(project / "../data/broken", {"cat": 2, "dog": 2})
+    one = asked("coop-as-in-cocoop-cvpr22", datasets=["broken", "toys", "gone"], seeds=[1],
+                overrides=reproduction.overrides(zoo.architecture("flat"), []))  # fmt: skip
+    rows = table_of(project, one, Scorer())
+    assert [(row["dataset"], row["ours"], row["note"]) for row in rows if row["metric"] == "base"] == [
+        ("broken", "not available here", "the loss became nan"), ("toys", "75.00", ""),
+        ("gone", "not available here", "gone is not in ../data and has no card in the catalogue: put gone.yaml or "
+         "gone/ with a folder a class there"),
+        ("average-11", "not available here", "needs all 11 data sets, and 0 are here"),
+    ]  # fmt: skip
+
+
+def test_missing_weights_are_asked_for_once_and_nothing_is_trained(project: Path) -> None:
+    paint_classes(project / "../data/more", {"cat": 2, "dog": 2})
+    one = asked("coop-as-in-cocoop-cvpr22", datasets=["toys", "more"], seeds=[1],
+                overrides=reproduction.overrides("local-dir:nowhere", []))  # fmt: skip
+    run = Scorer()
+    rows = table_of(project, one, run)
+    assert run.asked == []
+    assert {row["ours"] for row in rows} == {"not available here"}
+    assert "nowhere" in rows[0]["note"]
 
 
 @pytest.mark.slow

@@ -98,9 +98,8 @@ class _Lines:
     def line(self, dataset: str, shots: int, metric: str, row: Row | None, key: str, reason: str) -> Line:
         scores = {result.trial.params.seed: result.score(key) for result in row.results} if row else {}
         by_seed = {seed: score for seed, score in scores.items() if score is not None}
-        whole = len(by_seed) == len(self.asked.seeds)
-        note = reason or ("" if row is None or by_seed else "what was learned knows its own classes alone")
-        if by_seed and not whole:
+        note = reason if row is None else "" if by_seed else "what was learned knows its own classes alone"
+        if by_seed and len(by_seed) < len(self.asked.seeds):
             note = f"{len(by_seed)} of {len(self.asked.seeds)} seeds"
         ours = statistics.fmean(by_seed.values()) if by_seed else None
         return self.beside(dataset, shots, metric, ours, by_seed, note)

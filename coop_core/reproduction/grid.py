@@ -118,7 +118,8 @@ def _sweep(
     named = [count or tree["split"]["shots"] for count in shots]
     label = "-".join(filter(None, ["reproduce", asked.name, asked.protocol, asked.variant, dataset,
                                    *map(str, named)]))  # fmt: skip
-    tree["sweep"] = {"name": label[:100], "space": {"split.shots": named}, "seeds": list(asked.seeds)}
+    tree["sweep"] = {"name": label[:100], "space": {"split.shots": named}, "seeds": list(asked.seeds),
+                     "max_failed": 1.0}
     return parse_params(tree, where=f"recipe {asked.name} on {dataset}")
 
 

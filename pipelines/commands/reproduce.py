@@ -1,5 +1,6 @@
 """What people type after `coop reproduce` -> what is to be run; nothing heavy yet."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -35,4 +36,5 @@ def reproduce(
     if plan:
         reproduction.show_plan(asked, settings, data_folder)
     else:
-        reproduction.reproduce(asked, settings, data_folder, jobs=jobs)
+        run = functools.partial(reproduction.run_here, settings=settings, jobs=jobs)
+        reproduction.reproduce(asked, settings, data_folder, run=run)

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
-from coop_core.errors import CoopError, DatasetError, ParamsError
+from coop_core.errors import BackboneError, CoopError, DatasetError, ParamsError, ServiceError
 from coop_core.files import write_text
 from coop_core.params import DatasetParams, Params, load_params
 from coop_core.params.recipes import read_recipe
@@ -20,12 +20,13 @@ from coop_core.reproduction.comparison import COLUMNS, Line, as_csv, as_markdown
 from coop_core.reproduction.estimate import Size, Work, seconds_a_step, seconds_an_image, work_of
 from coop_core.reproduction.figures import Published
 from coop_core.reproduction.grid import Asked, ask, sweeps
-from coop_core.sweeps.sweep import Row
+from coop_core.sweeps.sweep import Row, rows
 from pipelines import console, paths
 from pipelines.commands.sweep import sweep_here
 from pipelines.settings import Settings, choose_device
 from pipelines.sources.catalogue import source_of
 from pipelines.sources.datasets import cached_dataset
+from pipelines.sweeps.outcome import Standing
 
 log = logging.getLogger(__name__)
 
@@ -61,26 +62,66 @@ def overrides(backbone: str | None, changes: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def reproduce(asked: Asked, settings: Settings, folder: Path, *, jobs: int | None) -> list[Line]:
+Run = Callable[[Params], Sequence[Row]]
+"""One sweep -> what it scored."""
+
+
+def run_here(params: Params, *, settings: Settings, jobs: int | None) -> Sequence[Row]:
+    """What is missing of a sweep, on this machine. Where some seeds failed, the others count.
+
+    Raises
+    ------
+    CoopError
+        When nothing was scored.
+    """
+    last = Standing()
+
+    def hear(standing: Standing) -> None:
+        nonlocal last
+        last = standing
+
+    try:
+        return sweep_here(params, settings, jobs, hear=hear).rows
+    except ServiceError as error:
+        if not last.results:
+            raise ServiceError("; ".join(sorted(set(last.failures.values()))) or str(error)) from None
+        return rows(list(last.results.values()))
+
+
+def reproduce(asked: Asked, settings: Settings, folder: Path, *, run: Run) -> list[Line]:
     """Run what is missing, then print the table and write it; a data set that cannot be had is a line that says so."""
     base, published = load_params(paths.PARAMS), Published.read(paths.PUBLISHED)
     above = head(asked, " ".join(["coop", *sys.argv[1:]]))
-    rows: dict[str, list[Row]] = {}
+    scored: dict[str, list[Row]] = {}
     reasons: dict[str, str] = {}
+    weights_fault: str | None = None
     for dataset in asked.datasets:
         try:
-            for params in sweeps(asked, base, dataset=dataset, sources=_sources(asked, dataset, settings, folder)):
-                rows.setdefault(dataset, []).extend(sweep_here(params, settings, jobs).rows)
+            planned = sweeps(asked, base, dataset=dataset, sources=_sources(asked, dataset, settings, folder))
+            weights_fault = _weights_fault(planned[0]) if weights_fault is None else weights_fault
+            if weights_fault:
+                raise BackboneError(weights_fault)
+            for params in planned:
+                scored.setdefault(dataset, []).extend(run(params))
         except ParamsError:
             raise  # the recipe or an option: the same for all
         except CoopError as error:
             reasons[dataset] = " ".join(str(error).split())
             log.warning("%s is not available here: %s", dataset, reasons[dataset])
-    lines = compare(asked, rows, reasons, published)
+    lines = compare(asked, scored, reasons, published)
     for path, text in {".csv": as_csv(lines), ".md": as_markdown(lines, above, asked.recipe.differs)}.items():
         write_text(_place(asked).with_name(_place(asked).name + path), text)
     _print(lines, above, asked)
     return lines
+
+
+def _weights_fault(params: Params) -> str:
+    """Why the weights cannot be had; asked once, because a hub that does not answer takes a minute to say so."""
+    try:
+        params.backbone.load(device="cpu")
+    except BackboneError as error:
+        return str(error)
+    return ""
 
 
 def show_plan(asked: Asked, settings: Settings, folder: Path) -> None:

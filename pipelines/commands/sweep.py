@@ -1,6 +1,7 @@
 """`coop sweep`: on this machine, or through Prefect's server and its workers with the progress in this terminal."""
 
 import time
+from collections.abc import Callable
 
 from coop_core.errors import ServiceError
 from coop_core.params import Params, load_params
@@ -29,8 +30,10 @@ def run_sweep(settings: Settings, *, local: bool, jobs: int | None, detach: bool
         _through_prefect(params, settings, detach=detach)
 
 
-def sweep_here(params: Params, settings: Settings, jobs: int | None) -> Outcome:
-    """On this machine, with its progress in this terminal."""
+def sweep_here(
+    params: Params, settings: Settings, jobs: int | None, *, hear: Callable[[Standing], object] = lambda standing: None
+) -> Outcome:
+    """On this machine, with its progress in this terminal; `hear` is told how far it is."""
     name = require_sweep(params).name
     logs, slots = settings.cache_folder / paths.TRAINER_LOGS / name, local_slots(settings, jobs)
     console.console.print(f"{len(slots)} trainer(s) on this machine; log: {logs}", highlight=False, soft_wrap=True)
@@ -38,6 +41,7 @@ def sweep_here(params: Params, settings: Settings, jobs: int | None) -> Outcome:
 
         def show(standing: Standing) -> None:
             update(standing.done, standing.planned, details=details(standing))
+            hear(standing)
 
         return sweep(params, settings, LocalTrainers(settings, slots, log_folder=logs), show=show)
 
