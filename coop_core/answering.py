@@ -1,47 +1,69 @@
 """Answering: an artefact or a learner -> probabilities; the one way, for evaluation, trials, predicting and serving.
 
-Linear where the prompt collapses: one matrix product an image. By the method itself where it does not, in pieces that
-fit into memory.
+Linear where the prompt collapses: one matrix product an image, of features or of what the method's own image tower says
+of pixels. By the method itself where it does not, in pieces that fit into memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from coop_core.artifact import Artifact, restore_learner
 from coop_core.backbone import Backbone
 from coop_core.judging.classifier import LinearClassifier
-from coop_core.methods import Learner
-from coop_core.methods.learner import collapsed, logits_in_pieces
+from coop_core.methods import Examples, Learner, Reads
+from coop_core.methods.learner import collapsed, first_views, first_views_in_turn, logits_in_pieces
 from coop_core.prompts.engine import Engine
 
 
 class Answerer:
     """Answers what images show; `answerer` makes one of an artefact."""
 
-    def __init__(self, answers: LinearClassifier | Learner, *, class_names: Sequence[str]) -> None:
-        self._answers, self.class_names = answers, tuple(class_names)
+    def __init__(
+        self,
+        answers: LinearClassifier | Learner,
+        *,
+        class_names: Sequence[str],
+        features: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """`features`: what a method's own image tower says of pixels, where it reads them."""
+        self._answers, self.class_names, self._features = answers, tuple(class_names), features
 
     @property
-    def reads(self) -> str:
+    def reads(self) -> Reads:
         """features or pixels, as `methods.Learner` has them."""
-        return "features" if isinstance(self._answers, LinearClassifier) else self._answers.reads
+        return "features" if self._features is None else "pixels"
 
     @property
     def prompts_per_image(self) -> int:
         """How many prompts an answer costs; 0 for a matrix product."""
         return getattr(self._answers, "prompts_per_image", 0)
 
+    @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """What it reads, (n, d) or (n, 3, size, size), not normalised features -> (n, c), float32."""
+        if self._features is not None:
+            images = self._features(images)
         if isinstance(self._answers, LinearClassifier):
             return self._answers.probabilities(images)
         return logits_in_pieces(self._answers, images).softmax(dim=-1)
 
+    def of_examples(self, examples: Examples) -> Tensor:
+        """Probabilities (n, c) of every image's test view, on the CPU; examples hold what it reads."""
+        if self.reads == "features":
+            return self.probabilities(first_views(examples)).cpu()
+        return torch.cat([self.probabilities(pixels).cpu() for pixels in first_views_in_turn(examples)])
+
 
 def answer_with(learner: Learner, *, class_names: Sequence[str]) -> Answerer:
     """A trained learner's answers, by what it collapses to where it does."""
-    return Answerer(collapsed(learner) or learner, class_names=class_names)
+    return Answerer(collapsed(learner) or learner, class_names=class_names, features=_own_features(learner))
+
+
+def _own_features(learner: Any) -> Callable[[Tensor], Tensor] | None:
+    return learner.features if learner.reads == "pixels" else None
 
 
 def answerer(
@@ -61,7 +83,10 @@ def answerer(
         For another backbone, an unknown method, or a method that knows its own classes alone.
     """
     names = tuple(class_names or artifact.class_names)
-    if artifact.classifier is not None and names == artifact.class_names:
-        return Answerer(artifact.classifier, class_names=names)
+    own = artifact.classifier if names == artifact.class_names else None
+    if own is not None and artifact.reads == "features":
+        return Answerer(own, class_names=names)
     learner = restore_learner(artifact, backbone or artifact.load_backbone(), names, engine=engine)
+    if own is not None:
+        return Answerer(own, class_names=names, features=_own_features(learner))
     return answer_with(learner, class_names=names)

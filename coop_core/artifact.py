@@ -25,7 +25,7 @@ from coop_core.errors import ArtifactError
 from coop_core.features.extract import key_of
 from coop_core.files import digest_json, read_json, read_tensors, write_json, write_tensors
 from coop_core.judging.classifier import LinearClassifier
-from coop_core.methods import Learner, MethodParams, Task, load_method, method_names
+from coop_core.methods import Learner, MethodParams, Reads, Task, load_method, method_names
 from coop_core.methods.learner import collapsed
 from coop_core.prompts.engine import Engine
 
@@ -79,6 +79,12 @@ class Artifact:
         ours = self.card["backbone"]
         precision = ours.get("image_precision", "float32")
         return load_backbone(ours["architecture"], ours["pretrained"], image_precision=precision, device=device)
+
+    @property
+    def reads(self) -> Reads:
+        """What its method reads."""
+        name = self.card["method"].get("name")
+        return load_method(name).Params.reads if name in method_names() else "features"
 
     @property
     def feature_key(self) -> str:

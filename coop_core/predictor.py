@@ -113,8 +113,10 @@ class Predictor:
 
     def _rank(self, pixels: np.ndarray, top: int | None) -> list[Prediction]:
         """Test views (n, 3, size, size) -> a prediction each."""
-        features = self.backbone.encode_images(torch.from_numpy(pixels))
-        ranked = self._answerer.probabilities(features).sort(dim=-1, descending=True, stable=True)
+        images = torch.from_numpy(pixels)
+        if self._answerer.reads == "features":
+            images = self.backbone.encode_images(images)
+        ranked = self._answerer.probabilities(images).sort(dim=-1, descending=True, stable=True)
         return [
             Prediction(tuple(self.class_names[i] for i in labels[:top]), tuple(probabilities[:top]))
             for labels, probabilities in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)

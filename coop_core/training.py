@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from coop_core.errors import ArtifactError, TrainingError
 from coop_core.files import digest_bytes, read_tensors, write_tensors
-from coop_core.methods import Examples
-from coop_core.methods.learner import logits_in_pieces
+from coop_core.methods import Examples, MethodParams
+from coop_core.methods.learner import first_views, in_turn, logits_of
 from coop_core.params import TrainParams
 
 
@@ -41,6 +41,16 @@ class Checkpoint:
     key: str
     """Digest of everything that decides the result; a checkpoint of another key is ignored."""
     every_seconds: float = 2.0
+
+    @property
+    def of_search(self) -> "Checkpoint":
+        """That of the search before the training, which stays until the training is done."""
+        return replace(self, path=self.path.with_suffix(".search.safetensors"), key=f"{self.key} search")
+
+    def remove(self) -> None:
+        """When all is done."""
+        for path in (self.path, self.of_search.path):
+            path.unlink(missing_ok=True)
 
 
 def learning_rate_at(epoch: int, recipe: TrainParams) -> float:
@@ -77,6 +87,8 @@ class Training:
     """Written at most every few seconds at the end of an epoch, and taken up when its key fits: the result is the
     same as that of an uninterrupted run on the same device."""
     on_epoch: Callable[[Epoch], object] = lambda epoch: None
+    found: MethodParams | None = None
+    """The method's parameters with what a search found, where there was one."""
 
     @property
     def epochs(self) -> int:
@@ -176,10 +188,10 @@ def _train_epoch(runs: Sequence[_Run]) -> None:
     learners = [run.training.learner for run in runs]
     device = runs[0].training.examples.labels.device
     losses, hits = torch.zeros(len(runs), device=device), torch.zeros(len(runs), device=device)
+    streams = [in_turn(run.training.examples, *batches) for run, batches in zip(runs, drawn, strict=True)]
     for step in range(runs[0].steps):
         rows = [batches[step] for batches, _ in drawn]
-        images = [run.training.examples.batch(batches[step], views[step])
-                  for run, (batches, views) in zip(runs, drawn, strict=True)]  # fmt: skip
+        images = [next(stream) for stream in streams]
         labels = [run.training.examples.labels[row] for run, row in zip(runs, rows, strict=True)]
         found = _losses(learners, images, labels)
         if total := [loss * (run.members or 1) for run, (loss, _) in zip(runs, found, strict=True)
@@ -218,21 +230,15 @@ def _validate(runs: Sequence[_Run]) -> list[tuple[float | None, float | None]]:
     found: list[tuple[float | None, float | None]] = [(None, None)] * len(runs)
     if not data:
         return found
-    learners, images = [runs[i].training.learner for i in data], [first_views(examples) for examples in data.values()]
+    learners = [runs[i].training.learner for i in data]
     if _join(learners) and not hasattr(learners[0], "images_at_once"):
-        answers = type(learners[0]).logits_together(learners, images)
+        answers = type(learners[0]).logits_together(learners, [first_views(examples) for examples in data.values()])
     else:
-        answers = [logits_in_pieces(learner, some) for learner, some in zip(learners, images, strict=True)]
+        answers = [logits_of(learner, examples) for learner, examples in zip(learners, data.values(), strict=True)]
     for (i, examples), logits in zip(data.items(), answers, strict=True):
         hits = logits.argmax(dim=1) == examples.labels
         found[i] = (F.cross_entropy(logits, examples.labels).item(), hits.float().mean().item())
     return found
-
-
-def first_views(examples: Examples) -> Tensor:
-    """View 0 of every image."""
-    rows = torch.arange(len(examples.labels), device=examples.labels.device)
-    return examples.batch(rows, torch.zeros_like(rows))
 
 
 def _write(

@@ -19,6 +19,7 @@ from coop_core.errors import SplitError
 from coop_core.files import digest_json
 from coop_core.judging import baselines
 from coop_core.judging.classifier import LinearClassifier
+from coop_core.methods import Examples
 from coop_core.params import TargetParams
 
 
@@ -69,10 +70,12 @@ def judge(
     method: str,
     templates: Sequence[str],
     known: Mapping[str, tuple[LinearClassifier, Sequence[str]]],
+    pixels: Examples | None = None,
 ) -> dict[str, Tensor]:
     """Probabilities (n, c) of each classifier for a target's features (n, d), the method's own last.
 
-    `known` are classifiers of fixed classes with their names: one answers here when its classes cover the target's.
+    `pixels` are the same images for a method that reads them. `known` are classifiers of fixed classes with their
+    names: one answers here when its classes cover the target's.
     """
     names = target.class_names
     classifiers = {
@@ -83,7 +86,8 @@ def judge(
         if (cut := cut_to(classifier, its_names, names)) is not None:
             classifiers[name] = cut
     found = {name: classifier.probabilities(features) for name, classifier in classifiers.items()}
-    return {**found, method: answerer.probabilities(features)}
+    own = answerer.probabilities(features) if pixels is None else answerer.of_examples(pixels)
+    return {**found, method: own}
 
 
 def cut_to(classifier: LinearClassifier, known: Sequence[str], wanted: Sequence[str]) -> LinearClassifier | None:

@@ -85,6 +85,7 @@ REFUSED = {
 }
 OTHERS = {
     "flat-quickgelu": _clip(quick_gelu=True),
+    "flat-twin": _clip({**_VIT, "layers": 3}),  # as many image layers as text layers
     "flat-squash": _clip(),
     "flat-longest": _clip(),
     # Causal, but with a tokenizer whose end is not the largest id: EOT by argmax looks elsewhere.

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from coop_core.backbone import digest_tensors, load_backbone, open_clip_models, pad
-from coop_core.backbone import mini as mini_backbone
-from coop_core.backbone.base import in_full_float32
+from coop_core.backbone import base, digest_tensors, load_backbone, pad
+from coop_core.backbone.base import full_float32
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.data.views import ImageTransform
 from coop_core.errors import BackboneError, PromptError
@@ -372,25 +372,19 @@ def test_float32_on_cuda_is_no_tf32_and_the_process_keeps_what_it_allows(flags, 
         each.allow_tf32 = allowed
     seen = []
 
-    def encode(pixels):
+    cuda = torch.device("cuda")
+    with full_float32(cuda):
         seen.append([each.allow_tf32 for each in flags])
-        if len(seen) == 2:
-            raise RuntimeError
-        return pixels
-
-    exact = in_full_float32(encode, torch.device("cuda"))
-    exact(torch.zeros(1))
-    with pytest.raises(RuntimeError):
-        exact(torch.zeros(1))
-    assert seen == [[False, False], [False, False]]
+    with pytest.raises(ZeroDivisionError), full_float32(cuda):
+        seen.append([each.allow_tf32 for each in flags][1 // 0 :])
+    assert seen == [[False, False]]
     assert [each.allow_tf32 for each in flags] == [allowed, allowed]
 
 
-def test_loaded_towers_are_held_to_float32(zoo, monkeypatch):
-    """By both loaders, which ask for it with the device they load for."""
+@pytest.mark.parametrize("name", ["flat", "mini"])
+def test_features_are_computed_in_full_float32(zoo, monkeypatch, name):
     asked = []
-    for module in (open_clip_models, mini_backbone):
-        monkeypatch.setattr(module, "in_full_float32", lambda encode, device: asked.append(device.type) or encode)
-    load_backbone(zoo.architecture("flat"), None)
-    load_backbone("mini", None)
-    assert asked == ["cpu", "cpu"]
+    monkeypatch.setattr(base, "full_float32", lambda device: asked.append(device.type) or nullcontext())
+    backbone = load_backbone("mini", None) if name == "mini" else zoo.backbone(name)
+    backbone.encode_images(torch.zeros(1, 3, backbone.transform.size, backbone.transform.size))
+    assert asked == ["cpu"]

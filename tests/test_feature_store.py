@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from toy_images import paint
 
 from coop_core.backbone import Backbone
@@ -330,14 +330,15 @@ def test_a_reader_does_not_cut_off_the_line_that_a_writer_is_writing(tmp_path: P
 # From the store to a file
 
 
-class Tower:
+class Tower(nn.Module):
     """An image tower that says some pixels of the image, counts images, and is killed at some batch."""
 
     def __init__(self, *, killed_at: int | None = None) -> None:
+        super().__init__()
         self.batches: list[int] = []
         self.killed_at = killed_at
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Tensor:
         if len(self.batches) == self.killed_at:
             raise KeyboardInterrupt
         self.batches.append(len(pixels))
@@ -352,7 +353,7 @@ def backbone_of(tower: Tower) -> Backbone:
     nothing = dict[str, Tensor]
     return Backbone(
         architecture="toy", pretrained=None, image_precision="float32", family="toy", transform=TRANSFORM,
-        logit_scale=1.0, encode_images=tower,
+        logit_scale=1.0, image_tower=tower,
         load_text_tower=lambda: pytest.fail("the images need no text tower"), load_weights=nothing, config={},
         device=torch.device("cpu"),
     )  # fmt: skip

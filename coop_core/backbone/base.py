@@ -4,7 +4,8 @@ Dimensions everywhere: n images or prompts, c classes, m context vectors, l toke
 d joint width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -89,8 +90,8 @@ class Backbone:
     transform: ImageTransform
     logit_scale: float
     """The factor itself, after exp."""
-    encode_images: Callable[[Tensor], Tensor]
-    """Normalised pixels (n, 3, size, size) -> features (n, d), float32, not L2-normalised, without gradient."""
+    image_tower: nn.Module
+    """The frozen half that sees: normalised pixels (n, 3, size, size) of its own type -> (n, d)."""
     load_text_tower: Callable[[], TextTower]
     load_weights: Callable[[], Mapping[str, Tensor]]
     config: dict[str, Any]
@@ -100,6 +101,12 @@ class Backbone:
     @property
     def name(self) -> str:
         return backbone_name(self.architecture, self.pretrained, self.image_precision)
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (n, 3, size, size) -> features (n, d), float32, not L2-normalised, without gradient."""
+        with full_float32(self.device):
+            return self.image_tower(pixels.to(self.device, getattr(torch, self.image_precision))).float()
 
     @cached_property
     def text_tower(self) -> TextTower:
@@ -117,22 +124,20 @@ class Backbone:
         return digest_json([digest_tensors(self.load_weights()), self.config])
 
 
-def in_full_float32(encode: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The same, without TF32: on CUDA, torch computes float32 convolutions in it unless it is told not to, and features
-    that say float32 would differ from a CPU's by thousandths."""
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Without TF32: on CUDA, torch computes float32 convolutions in it unless it is told not to, and features that say
+    float32 would differ from a CPU's by thousandths."""
     if device.type != "cuda":
-        return encode
-
-    def exact(pixels: Tensor) -> Tensor:
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        before = cudnn.allow_tf32, matmul.allow_tf32
-        cudnn.allow_tf32 = matmul.allow_tf32 = False
-        try:
-            return encode(pixels)
-        finally:
-            cudnn.allow_tf32, matmul.allow_tf32 = before
-
-    return exact
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def backbone_name(architecture: str, pretrained: str | None, image_precision: Precision) -> str:

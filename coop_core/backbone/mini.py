@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from coop_core.backbone.base import Backbone, Precision, TextTower, freeze, in_full_float32, pad
+from coop_core.backbone.base import Backbone, Precision, TextTower, freeze, pad
 from coop_core.backbone.tokenizers import from_hugging_face
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import PaddedTextTower, mean_pool
@@ -36,15 +36,9 @@ def load_mini(pretrained: str | None, *, image_precision: Precision, device: tor
         raise BackboneError(f"backbone.pretrained {pretrained!r} is unknown: mini has {PRETRAINED!r}; set that or null")
     declare_missing_operators()
     device = torch.device(device)
-    dtype: torch.dtype = getattr(torch, image_precision)
     image_tower = _image_tower().to(device)
     class_rows = image_tower.get_classifier().weight.clone()                      # float32, like the text tower
-    image_tower.to(dtype)
-
-    @torch.no_grad()
-    def encode_images(pixels: Tensor) -> Tensor:
-        pixels = pixels.to(device, dtype, memory_format=torch.channels_last)
-        return image_tower.forward_head(image_tower.forward_features(pixels), pre_logits=True).float()
+    image_tower.to(getattr(torch, image_precision))
 
     def weights() -> dict[str, Tensor]:
         image = {f"image.{name}": tensor for name, tensor in image_tower.state_dict().items()}
@@ -57,12 +51,24 @@ def load_mini(pretrained: str | None, *, image_precision: Precision, device: tor
         family="sentence encoder (padding masked, mean-pooled)",
         transform=TRANSFORM,
         logit_scale=LOGIT_SCALE,
-        encode_images=in_full_float32(encode_images, device),
+        image_tower=_ImageTower(image_tower),
         load_text_tower=lambda: _text_tower(_sentence_encoder().to(device), class_rows),
         load_weights=weights,
         config={"image": "tf_efficientnet_lite0", "text": "BERT, mean-pooled", "ridge": RIDGE, "template": _TEMPLATE},
         device=device,
     )
+
+
+class _ImageTower(nn.Module):
+    """The pooled activations before the ImageNet classifier, (n, 3, 224, 224) -> (n, 1280)."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return self.network.forward_head(self.network.forward_features(pixels), pre_logits=True)
 
 
 def _image_tower() -> Any:

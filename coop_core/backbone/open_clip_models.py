@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze, in_full_float32
+from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze
 from coop_core.backbone.tokenizers import from_hugging_face, from_simple_tokenizer
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import CausalTextTower, PaddedTextTower
@@ -29,12 +28,7 @@ def load_open_clip(
     family = text_family(model)
     device = torch.device(device)
     freeze(model).to(device)
-    dtype: torch.dtype = getattr(torch, image_precision)
-    model.visual.to(dtype)
-
-    @torch.no_grad()
-    def encode_images(pixels: Tensor) -> Tensor:
-        return model.encode_image(pixels.to(device, dtype)).float()
+    model.visual.to(getattr(torch, image_precision))
 
     return Backbone(
         architecture=architecture,
@@ -43,7 +37,7 @@ def load_open_clip(
         family=family,
         transform=_image_transform(architecture, model.visual.preprocess_cfg),
         logit_scale=model.logit_scale.detach().float().exp().item(),
-        encode_images=in_full_float32(encode_images, device),
+        image_tower=model.visual,
         load_text_tower=lambda: _text_tower(open_clip, architecture, model),
         load_weights=model.state_dict,
         config=config,

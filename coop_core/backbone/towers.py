@@ -5,13 +5,14 @@ PaddedTextTower       Hugging Face encoders: no causal mask, padding masked, poo
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from coop_core.backbone.base import Tokenizer
+from coop_core.backbone.blocks import Deep, through_block
 
 
 class CausalTextTower:
@@ -40,10 +41,15 @@ class CausalTextTower:
     def embed(self, token_ids: Tensor) -> Tensor:
         return self.module.token_embedding(token_ids).float()
 
-    def encode(self, prompts: Tensor, lengths: Tensor) -> Tensor:
+    def encode(self, prompts: Tensor, lengths: Tensor, *, deep: Sequence[Deep | None] = ()) -> Tensor:
+        """`deep`: what each plain block's queries read besides; empty for nothing."""
         x = self.add_positions(prompts)                                           # (n, l, w)
         mask = self.module.attn_mask[: prompts.shape[1], : prompts.shape[1]]
-        x = self.module.transformer(x, attn_mask=mask)
+        if deep:
+            for block, its in zip(self.module.transformer.resblocks, deep, strict=True):
+                x = through_block(block, x, mask=mask, deep=its)
+        else:
+            x = self.module.transformer(x, attn_mask=mask)
         return self.project(x[torch.arange(len(x), device=x.device), lengths - 1])
 
     def kept_bytes(self, length: int) -> int:

@@ -1,13 +1,17 @@
-"""Examples: what the image tower said of labelled images, kept on the device that learners compute on."""
+"""Examples: labelled images as learners read them, as features computed before or as pixels decoded when asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from coop_core.data.split import SplitImage
+from coop_core.data.views import ImageTransform
+from coop_core.features.decoding import decode_ahead
 
 
 @dataclass(frozen=True)
@@ -32,3 +36,37 @@ class CachedFeatures:
     def batch(self, rows: Tensor, views: Tensor) -> Tensor:
         """(b,), (b,) -> (b, d)"""
         return self.features[rows, views]
+
+
+FRESH = 2**31 - 1
+"""Views of an image that is augmented anew each time it is read."""
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """Labelled images that are decoded when they are read, for methods that learn through the image tower."""
+
+    images: Sequence[SplitImage]
+    root: Path
+    transform: ImageTransform
+    device: torch.device | str = "cpu"
+    views: int = 1
+    """1: the test view alone; more: so many random crops and flips besides, by `seed`."""
+    seed: int = 0
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(n,) int64"""
+        return torch.tensor([image.label for image in self.images], dtype=torch.int64, device=self.device)
+
+    def batch(self, rows: Tensor, views: Tensor) -> Tensor:
+        """(b,), (b,) -> normalised pixels (b, 3, size, size)"""
+        return next(self.batches([rows], [views]))
+
+    def batches(self, rows: Iterable[Tensor], views: Iterable[Tensor]) -> Iterator[Tensor]:
+        """One after another, the next ones decoded ahead."""
+        requests = ([(self.images[i], view) for i, view in zip(some.tolist(), its.tolist(), strict=True)]
+                    for some, its in zip(rows, views, strict=True))  # fmt: skip
+        decoded = decode_ahead(self.transform, requests, root=self.root, seed=self.seed, device=self.device)
+        for pixels in decoded:
+            yield pixels.to(self.device, non_blocking=True)

@@ -1,9 +1,6 @@
 """Features: images of a split -> what the frozen image tower says of them, computed once."""
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -13,17 +10,13 @@ import torch
 from torch import Tensor
 
 from coop_core.backbone import Backbone
-from coop_core.data.images import decoded
 from coop_core.data.split import Split, SplitImage
 from coop_core.data.views import ImageTransform
 from coop_core.errors import ArtifactError, BackboneError
+from coop_core.features.decoding import decode_ahead
 from coop_core.features.store import FeatureStore
 from coop_core.files import digest_json, read_array, read_json, write_array_in_pieces
 
-Request = tuple[SplitImage, int]
-"""An image and the number of its view."""
-_AHEAD = 2
-"""Batches that are decoded ahead of the model."""
 _ROWS = 1024
 """Rows that are copied from the store at a time."""
 
@@ -54,7 +47,8 @@ def extract_features(
     progress(done)
     todo = ((images[position // views], position % views) for position in missing)
     upcoming = iter(missing)
-    for pixels in _batches(backbone, todo, root=root, seed=seed, batch_size=batch_size):
+    batches = iter(lambda: list(islice(todo, batch_size)), [])
+    for pixels in decode_ahead(backbone.transform, batches, root=root, seed=seed, device=backbone.device):
         features = backbone.encode_images(pixels.to(backbone.device, non_blocking=True)).cpu().numpy()
         positions = list(islice(upcoming, len(features)))
         _check_finite(features, [images[position // views] for position in positions], backbone)
@@ -131,36 +125,3 @@ def _check_finite(features: np.ndarray, images: Sequence[SplitImage], backbone: 
     if wrong:
         raise BackboneError(f"{backbone.name} computes features that are no numbers for {', '.join(wrong[:3])}: "
                             "set backbone.image_precision: float32, or another checkpoint")  # fmt: skip
-
-
-def _batches(
-    backbone: Backbone, requests: Iterable[Request], *, root: Path, seed: int, batch_size: int
-) -> Iterator[Tensor]:
-    """Decode ahead of the model, in as many threads as there are cores -> pixels (b, 3, size, size).
-
-    The threads write into the batch itself, page-locked for a CUDA device, which then copies it while others decode.
-    """
-    size, remaining = backbone.transform.size, iter(requests)
-
-    def decode(request: Request, row: np.ndarray) -> None:
-        image, view = request
-        with decoded(root / image.path) as found:
-            backbone.transform.view(found.image, view=view, seed=seed, image_digest=image.digest, out=row)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
-        while batch := list(islice(remaining, batch_size)):
-            pixels = torch.empty(len(batch), 3, size, size, pin_memory=backbone.device.type == "cuda")
-            rows = zip(batch, pixels.numpy(), strict=True)
-            waiting.append((pixels, [pool.submit(decode, request, row) for request, row in rows]))
-            if len(waiting) > _AHEAD:
-                yield _decoded(*waiting.popleft())
-        while waiting:
-            yield _decoded(*waiting.popleft())
-
-
-def _decoded(pixels: Tensor, rows: Sequence[Future[None]]) -> Tensor:
-    """The batch when all its rows are there; an image that cannot be read is raised here."""
-    for row in rows:
-        row.result()
-    return pixels

@@ -14,7 +14,7 @@ import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,12 +25,23 @@ if TYPE_CHECKING:
     from coop_core.judging.classifier import LinearClassifier
 
 
+Reads = Literal["features", "pixels"]
+"""features: what the image tower says (n, d), not normalised; pixels: normalised ones (n, 3, size, size)."""
+
+
 class MethodParams(BaseModel):
     """The `method` section of params.yaml; every method adds its own fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
+    reads: ClassVar[Reads] = "features"
+    """What its learner reads."""
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether a search comes before the training (`searching`); the file then has a `supernet` as well."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,8 @@ class Examples(Protocol):
     def batch(self, rows: "Tensor", views: "Tensor") -> "Tensor":
         """Images by number (b,), one view of each (b,) -> what `Learner.reads` names, on the device."""
 
+    # Optional, where a batch takes its time: batches(rows, views), many in turn, the next ones read ahead.
+
 
 class Learner(Protocol):
     """What training, evaluation and serving ask of a method; in practice a torch module (`methods.learner`).
@@ -66,8 +79,7 @@ class Learner(Protocol):
     out of it. A learner without parameters is finished when it is built.
     """
 
-    reads: Literal["features", "pixels"]
-    """features: what the image tower says (n, d), not normalised; pixels: normalised ones (n, 3, size, size)."""
+    reads: Reads
     rebinds: bool
     """Whether what was learned can be used with another class list."""
 
@@ -88,6 +100,8 @@ class Learner(Protocol):
     # Optional, for methods that do not collapse:
     #   images_at_once: how many images' logits fit into its engine's memory without a gradient
     #   prompts_per_image: how many prompts an answer costs
+    # For methods that read pixels:
+    #   features(pixels): what its own image tower says (n, d); the classifier it collapses to reads these
 
     def parameters(self) -> "Iterator[Parameter]": ...
 

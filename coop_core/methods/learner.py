@@ -1,6 +1,7 @@
 """What methods have in common: a torch module that reads image features and learns by cross-entropy."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -9,16 +10,19 @@ from torch.nn import functional as F
 
 from coop_core.backbone import Backbone
 from coop_core.judging.classifier import LinearClassifier
-from coop_core.methods import Learner, MethodParams, Task
+from coop_core.methods import Examples, Learner, MethodParams, Reads, Task
 from coop_core.prompts.encoder import PromptEncoder
 from coop_core.prompts.engine import Engine
 from coop_core.prompts.layout import Position, build_layout, context_size, initial_context
+
+_AT_ONCE = 64
+"""Images whose pixels are in memory together."""
 
 
 class FeatureLearner(nn.Module):
     """Reads what the image tower says; a method overrides what is different with it."""
 
-    reads: Literal["features", "pixels"] = "features"
+    reads: Reads = "features"
     rebinds = True
 
     def logits(self, images: Tensor) -> Tensor:
@@ -137,6 +141,34 @@ def logits_in_pieces(learner: Learner, images: Tensor) -> Tensor:
     """The logits of many images (n, c), as many at a time as the learner says fit into memory."""
     pieces = images.split(getattr(learner, "images_at_once", None) or max(1, len(images)))
     return torch.cat([learner.logits(piece) for piece in pieces])
+
+
+@torch.no_grad()
+def logits_of(learner: Any, examples: Examples) -> Tensor:
+    """The logits of every image's test view (n, c)."""
+    if learner.reads == "features":
+        return logits_in_pieces(learner, first_views(examples))
+    classifier = learner.classifier()
+    return torch.cat([classifier.logits(learner.features(pixels)) for pixels in first_views_in_turn(examples)])
+
+
+def first_views(examples: Examples) -> Tensor:
+    """View 0 of every image."""
+    rows = torch.arange(len(examples.labels), device=examples.labels.device)
+    return examples.batch(rows, torch.zeros_like(rows))
+
+
+def first_views_in_turn(examples: Examples) -> Iterator[Tensor]:
+    """The same, a batch at a time."""
+    rows = torch.arange(len(examples.labels), device=examples.labels.device).split(_AT_ONCE)
+    return in_turn(examples, rows, [torch.zeros_like(some) for some in rows])
+
+
+def in_turn(examples: Any, rows: Sequence[Tensor], views: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Batches one after another, read ahead where the examples can."""
+    if hasattr(examples, "batches"):
+        return examples.batches(rows, views)
+    return (examples.batch(some, its) for some, its in zip(rows, views, strict=True))
 
 
 @torch.no_grad()

@@ -62,6 +62,13 @@ class Params(Section):
             raise ValueError("method upl learns from images without labels: set split.unlabelled, for instance to all")
         return self
 
+    @model_validator(mode="after")
+    def _pixels_have_labels(self) -> "Params":
+        if self.method.reads == "pixels" and self.split.unlabelled is not None:
+            raise ValueError(f"method {self.method.name} reads pixels, and labels by zero-shot are given to features: "
+                             "leave split.unlabelled out")  # fmt: skip
+        return self
+
     def of_run(self) -> dict[str, Any]:
         """What a run's result can depend on: all but what is tried around it (sweep) and asked after it."""
         return self.model_dump(exclude={"tests", "gate", "sweep"})

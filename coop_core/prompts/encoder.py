@@ -8,6 +8,7 @@ Three ways, equal to rounding; `auto` takes the first that is exact for the text
 """
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from coop_core.backbone import TextTower, pad
+from coop_core.backbone.blocks import Deep
 from coop_core.errors import PromptError
 from coop_core.files import digest_json
 from coop_core.prompts.engine import Engine, Path
@@ -55,15 +57,17 @@ class PromptEncoder:
         self.identity = (id(tower), self.engine, digest_json(layout.prompts(class_specific=class_specific)))
         """Equal for encoders that do the same."""
 
-    def __call__(self, context_vectors: Tensor) -> Tensor:
+    def __call__(self, context_vectors: Tensor, *, deep: Sequence[Deep | None] = ()) -> Tensor:
         """Context vectors -> L2-normalised text features (..., c, d), float32.
 
         (..., m, w) where classes share them, (..., c, m, w) where they are class-specific; leading dimensions
-        are independent sets, such as one for each image.
+        are independent sets, such as one for each image. `deep`: what each block's queries read besides, the same for
+        all prompts, on plain causal towers.
         """
         *lead, _, _ = context_vectors.shape
-        sets = context_vectors.reshape(-1, *context_vectors.shape[len(lead) - self.class_specific :])
-        features = F.normalize(self._encoding(sets).float(), dim=-1)              # (g, c, d)
+        count = math.prod(lead[:-1] if self.class_specific else lead)
+        sets = context_vectors.reshape(count, *context_vectors.shape[len(lead) - self.class_specific :])
+        features = F.normalize(self._encoding(sets, deep).float(), dim=-1)              # (g, c, d)
         return features.view(*(lead[:-1] if self.class_specific else lead), *features.shape[1:])
 
     @property

@@ -85,12 +85,30 @@ def build_layout(
         ids, name_length = _sentence(tower, placeholder, words(name), n_context=n_context)
         orders.append(_rows(ids, name_length, tower.tokenizer.prefix_length, n_context, position))
     _check_lengths(orders, class_names, tower, n_context)
+    return _layout(tower, orders)
+
+
+def lay_out_sentences(tower: TextTower, sentences: Sequence[str]) -> PromptLayout:
+    """Whole sentences as prompts in which nothing is learned; m is 0.
+
+    Raises
+    ------
+    PromptError
+        When a sentence is longer than the text tower's context.
+    """
+    orders: list[tuple[list[int], list[int]]] = [(tower.tokenizer.tokenize(text), []) for text in sentences]
+    _check_lengths(orders, sentences, tower, 0)
+    return _layout(tower, orders)
+
+
+def _layout(tower: TextTower, orders: Sequence[tuple[list[int], list[int]]]) -> PromptLayout:
+    """Each prompt's ids and the rows of its context vectors."""
     longest = max(len(ids) for ids, _ in orders)
     device = tower.device
     return PromptLayout(
         token_ids=torch.tensor([ids + [tower.pad_id] * (longest - len(ids)) for ids, _ in orders], device=device),
         lengths=torch.tensor([len(ids) for ids, _ in orders], device=device),
-        context_rows=torch.tensor([rows for _, rows in orders], device=device),
+        context_rows=torch.tensor([rows for _, rows in orders], dtype=torch.long, device=device),
     )
 
 

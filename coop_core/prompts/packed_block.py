@@ -18,20 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from coop_core.backbone.blocks import Deep, attention_weights
 from coop_core.prompts.prefix_tree import PrefixTree
-
-
-def supports_block(block: Any) -> bool:
-    """Whether this is open_clip's plain block, whose parts this module computes itself."""
-    return (
-        type(block).__name__ == "ResidualAttentionBlock"
-        and isinstance(block.attn, torch.nn.MultiheadAttention)
-        and block.attn.in_proj_weight is not None
-        and block.attn.in_proj_bias is not None
-        and not hasattr(block, "ln_1_kv")
-        and all(isinstance(norm, torch.nn.LayerNorm) for norm in (block.ln_1, block.ln_2))
-        and (type(block.mlp.gelu).__name__ == "QuickGELU" or getattr(block.mlp.gelu, "approximate", "") == "none")
-    )
 
 
 @dataclass(frozen=True)
@@ -86,21 +74,20 @@ class Block:
         self.norm_1, self.norm_2, self.gelu = _norm(block.ln_1), _norm(block.ln_2), _gelu(mlp.gelu)
         self.dtype, self.last = dtype, last
 
-    def __call__(self, x: Tensor, shape: Shape, deep: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, shape: Shape, deep: Deep | None = None) -> Tensor:
         """Residual rows (g, r, w) -> (g, r, w); in the last block -> those of the ends alone (g, c, w).
 
-        `deep` (g or 1, t, w): rows that every query of this block reads besides, and nothing else of them.
+        `deep`: rows that every query of this block reads besides, and nothing else of them.
         """
         y = self.norm_1(x).to(self.dtype)
         asking, entering = y, x
         if self.last:
             asking, entering = y.index_select(1, shape.ends), x.index_select(1, shape.ends)
-        read = None if deep is None else self.norm_1(deep).to(self.dtype)
-        middle = entering + self.out(self._attend(asking, y, shape, read))
+        middle = entering + self.out(self._attend(asking, y, shape, deep))
         hidden = self.up(self.norm_2(middle).to(self.dtype))
         return middle + self.down(self.gelu(hidden))
 
-    def _attend(self, asking: Tensor, y: Tensor, shape: Shape, read: Tensor | None) -> Tensor:
+    def _attend(self, asking: Tensor, y: Tensor, shape: Shape, deep: Deep | None) -> Tensor:
         """Normed rows that ask (g, r or c, w), all normed rows (g, r, w) -> attended rows (g, r or c, w)."""
         b, mask = len(shape.mask), shape.end_mask if self.last else shape.mask
         if self.last:
@@ -108,23 +95,22 @@ class Block:
         else:
             q, kv = self.to_qkv[0](y).tensor_split([self.width], dim=-1)
         k, v = _read(kv, shape, self.heads)                                       # (n, j, a) each
-        if read is not None:
-            k, v = self._with_deep(k, v, read, b)
-            mask = F.pad(mask, (read.shape[1], 0))
+        if deep is not None:
+            k, v = self._with_deep(k, v, deep.rows)
+            mask = F.pad(mask, (len(deep.rows), 0))
         q = _by_heads(q, b, self.heads, parts=1)[0].flatten(0, 2)                          # (n, i, a)
         scores = torch.bmm(q, k.mT)
         scores.view(-1, b, self.heads, *scores.shape[1:]).add_(mask)
-        found = torch.bmm(torch.softmax(scores, dim=-1), v)                       # (n, i, a)
+        found = torch.bmm(attention_weights(scores, deep), v)                       # (n, i, a)
         rows = found.view(len(y), b, self.heads, *found.shape[1:]).transpose(2, 3).reshape(len(y), -1, self.width)
         return rows.index_select(1, shape.places) if self.last else rows
 
-    def _with_deep(self, k: Tensor, v: Tensor, read: Tensor, b: int) -> tuple[Tensor, Tensor]:
-        """Normed deep rows (g or 1, t, w) in front of what each stripe reads."""
-        sets = len(k) // (b * self.heads)
-        kv = self.to_qkv[-1](read)[..., -2 * self.width :]
-        by_heads = _by_heads(kv, 1, self.heads, parts=2)                                   # (2, g or 1, 1, h, t, a)
-        deep_k, deep_v = by_heads.expand(2, sets, b, *by_heads.shape[3:]).flatten(1, 3)
-        return torch.cat([deep_k, k], dim=1), torch.cat([deep_v, v], dim=1)
+    def _with_deep(self, k: Tensor, v: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Deep rows (t, w) in front of what each stripe of each set reads (n, j, a)."""
+        kv = self.to_qkv[-1](self.norm_1(rows).to(self.dtype))[:, -2 * self.width :]
+        deep_k, deep_v = kv.view(len(rows), 2, self.heads, -1).permute(1, 2, 0, 3)         # (h, t, a) each
+        sets = len(k) // self.heads
+        return torch.cat([deep_k.repeat(sets, 1, 1), k], dim=1), torch.cat([deep_v.repeat(sets, 1, 1), v], dim=1)
 
 
 class FrozenLinear:

@@ -1,11 +1,12 @@
 """Packed prompts: context vectors -> features, by prefix trees through the packed tower."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from coop_core.backbone.blocks import Deep
 from coop_core.prompts.engine import Engine
 from coop_core.prompts.layout import PromptLayout, slices
 from coop_core.prompts.packed_block import Shape
@@ -35,17 +36,17 @@ class PackedPrompts:
         self.rows = sum(len(part.frozen) for part in self.parts)
         self.back = torch.tensor(order, device=tower.device).argsort()
 
-    def __call__(self, context_vectors: Tensor) -> Tensor:
-        """(g, m, w) or (g, c, m, w) -> features (g, c, d), not normalised."""
+    def __call__(self, context_vectors: Tensor, deep: Sequence[Deep | None] = ()) -> Tensor:
+        """(g, m, w) or (g, c, m, w) -> features (g, c, d), not normalised; `deep` is read in its block by all."""
         sets = context_vectors.flatten(1, -2)                                     # (g, m, w) or (g, c m, w)
         passes = sets.split(self.together)
         recompute = len(passes) * len(self.parts) > 1
 
         def encode(some: Tensor, part: _Rows) -> Tensor:
             rows = part.fill(some)
-            if self.cuda_graphs and rows.is_cuda and rows.requires_grad and not recompute:
+            if self.cuda_graphs and rows.is_cuda and rows.requires_grad and not (recompute or deep):
                 return self._graphed(rows, part)(rows)
-            return self.packed.encode(rows, part.shape, recompute=recompute)
+            return self.packed.encode(rows, part.shape, deep=deep, recompute=recompute)
 
         ends = torch.cat([torch.cat([encode(some, part) for part in self.parts], dim=1) for some in passes])
         return self.tower.project(ends.index_select(1, self.back))                # (g, c, d)
@@ -68,7 +69,7 @@ class _Rows:
         with torch.no_grad():
             positions = tower.module.positional_embedding[tree.positions.to(device)].float()
             self.frozen = tower.embed(torch.tensor(token_ids, device=device)) + positions        # (r, w)
-            self.slots, self.sources = torch.tensor(slots, device=device).T.contiguous()
+            self.slots, self.sources = torch.tensor(slots, dtype=torch.long, device=device).view(-1, 2).T.contiguous()
             self.positions_of_slots = positions[self.slots]
 
     def fill(self, sets: Tensor) -> Tensor:

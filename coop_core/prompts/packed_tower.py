@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from coop_core.backbone.blocks import Deep, supports_block
 from coop_core.backbone.towers import CausalTextTower
-from coop_core.prompts.packed_block import Block, Shape, supports_block
+from coop_core.prompts.packed_block import Block, Shape
 from coop_core.prompts.prefix_tree import PrefixTree
 
 
@@ -24,28 +25,28 @@ class PackedTower:
         self.dtype = dtype
 
     def encode(
-        self, rows: Tensor, shape: Shape, *, deep: Sequence[Tensor | None] = (), recompute: bool = False
+        self, rows: Tensor, shape: Shape, *, deep: Sequence[Deep | None] = (), recompute: bool = False
     ) -> Tensor:
         """Residual rows, positions added (g, r, w), float32 -> every prompt's row at EOT (g, c, w), float32.
 
-        `deep`: for each block, rows (g or 1, t, w) that its queries read besides, or None; empty for none at all.
+        `deep`: what each block's queries read besides, or None; empty for none at all.
         With `recompute`, nothing is kept for the backward pass: it runs the forward pass again.
         """
         if self.dtype == torch.float16 and rows.requires_grad:
             return self._scaled(rows, shape, deep, recompute)
         return self._through(rows, shape, deep, recompute)
 
-    def _through(self, rows: Tensor, shape: Shape, deep: Sequence[Tensor | None], recompute: bool) -> Tensor:
+    def _through(self, rows: Tensor, shape: Shape, deep: Sequence[Deep | None], recompute: bool) -> Tensor:
         if recompute and torch.is_grad_enabled():
             return checkpoint(self._blocks, rows, shape, *deep, use_reentrant=False, preserve_rng_state=False)
         return self._blocks(rows, shape, *deep)
 
-    def _blocks(self, rows: Tensor, shape: Shape, *deep: Tensor | None) -> Tensor:
+    def _blocks(self, rows: Tensor, shape: Shape, *deep: Deep | None) -> Tensor:
         for i, block in enumerate(self.blocks):
             rows = block(rows, shape, deep[i] if deep else None)
         return rows
 
-    def _scaled(self, rows: Tensor, shape: Shape, deep: Sequence[Tensor | None], recompute: bool) -> Tensor:
+    def _scaled(self, rows: Tensor, shape: Shape, deep: Sequence[Deep | None], recompute: bool) -> Tensor:
         """float16 loses small numbers: each set's gradients are brought near 1 by a power of two, and back again."""
         if any(one is not None for one in deep):
             raise NotImplementedError("deep prompts in float16")
@@ -65,11 +66,16 @@ class PackedTower:
 
     def kept_bytes(self, tree: PrefixTree) -> int:
         """What one set of context vectors holds between its forward and its backward pass, at its peak."""
-        (b, s), w, heads, size = tree.mask.shape[:2], self.blocks[0].width, self.blocks[0].heads, self.dtype.itemsize
-        keys, rows = tree.mask.shape[-1], max(b * s, len(tree.ends))              # classes may share an EOT row
-        kept = rows * w * (2 * 4 + 5 * size) + b * keys * (2 * w + heads * s) * size
-        passing = rows * w * (5 * 4 + 14 * size) + b * keys * (2 * w + 3 * heads * s) * size
-        return len(self.blocks) * kept + passing
+        (b, s), keys = tree.mask.shape[:2], tree.mask.shape[-1]
+        return kept_bytes(self.blocks, rows=max(b * s, len(tree.ends)), asking=s, keys=b * keys)  # ends may be shared
+
+
+def kept_bytes(blocks: Sequence[Block], *, rows: int, asking: int, keys: int) -> int:
+    """What rows hold between their forward and backward pass, at its peak, where `asking` rows each read `keys`."""
+    w, heads, size = blocks[0].width, blocks[0].heads, blocks[0].dtype.itemsize
+    kept = rows * w * (2 * 4 + 5 * size) + keys * (2 * w + heads * asking) * size
+    passing = rows * w * (5 * 4 + 14 * size) + keys * (2 * w + 3 * heads * asking) * size
+    return len(blocks) * kept + passing
 
 
 def packed_tower(tower: CausalTextTower, dtype: torch.dtype) -> PackedTower:

@@ -1,5 +1,6 @@
 """Padded prompts: context vectors -> features, by whole prompts through the tower's own encode."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -8,7 +9,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from coop_core.backbone import TextTower
-from coop_core.backbone.towers import PaddedTextTower
+from coop_core.backbone.blocks import Deep
+from coop_core.backbone.towers import CausalTextTower, PaddedTextTower
 from coop_core.prompts.engine import Engine
 from coop_core.prompts.layout import PromptLayout, slices
 
@@ -41,20 +43,22 @@ class PaddedPrompts:
         with torch.no_grad():
             self.embeddings = tower.embed(F.pad(layout.token_ids, (0, max(0, missing)), value=tower.pad_id))
 
-    def __call__(self, context_vectors: Tensor) -> Tensor:
-        """(g, m, w) or (g, c, m, w) -> features (g, c, d), not normalised."""
+    def __call__(self, context_vectors: Tensor, deep: Sequence[Deep | None] = ()) -> Tensor:
+        """(g, m, w) or (g, c, m, w) -> features (g, c, d), not normalised; `deep` is read in its block by all."""
         with torch.autocast(context_vectors.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             prompts = torch.stack([self.layout.fill(self.embeddings, one) for one in context_vectors])  # (g, c, l, w)
-            found = [self._encode(prompts, *group) for group in self.groups]
+            found = [self._encode(prompts, *group, deep) for group in self.groups]
         return torch.cat(found, dim=1).index_select(1, self.back)
 
-    def _encode(self, prompts: Tensor, members: Tensor, length: int) -> Tensor:
+    def _encode(self, prompts: Tensor, members: Tensor, length: int, deep: Sequence[Deep | None]) -> Tensor:
         """The features (g, k, d) of one group's prompts, in pieces that fit into memory."""
         some = prompts.index_select(1, members)[:, :, :length].flatten(0, 1)      # (g k, l, w)
         lengths = self.layout.lengths.index_select(0, members).repeat(len(prompts))
         pieces = self._pieces(len(some), length)
         recompute = self.recompute or len(pieces) > 1
         encode: Callable[..., Tensor] = self.tower.encode
+        if isinstance(self.tower, CausalTextTower):
+            encode = functools.partial(self.tower.encode, deep=deep)
         found = []
         for piece in pieces:
             inputs = some[piece[0] : piece[-1] + 1], lengths[piece[0] : piece[-1] + 1]

@@ -78,8 +78,10 @@ def seconds_an_image(backbone: Backbone, *, batch_size: int) -> float:
     return (time.monotonic() - started) / batch_size
 
 
-def seconds_a_step(params: Params, backbone: Backbone, *, classes: int) -> float:
-    """Of one training alone; 0 for a method that is finished when it is built."""
+def seconds_a_step(params: Params, backbone: Backbone, *, classes: int) -> float | None:
+    """Of one training alone; 0 for a method that is finished when it is built, None for one that reads pixels."""
+    if params.method.reads == "pixels":
+        return None
     names = tuple(f"kind {number}" for number in range(classes))
     size = min(params.train.batch_size, classes * max(_shots(params)))
     labels = torch.arange(_STEPS * size) % classes

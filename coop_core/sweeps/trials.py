@@ -23,16 +23,17 @@ from coop_core.backbone import Backbone
 from coop_core.data.dataset import Dataset
 from coop_core.data.split import Split, SplitImage, few_shot_split, located
 from coop_core.errors import CoopError, TrainingError
-from coop_core.features.examples import CachedFeatures
+from coop_core.features.examples import FRESH, CachedFeatures, DecodedImages
 from coop_core.features.extract import extract_features, feature_key
 from coop_core.files import digest_json, read_array
 from coop_core.judging import baselines
 from coop_core.judging.evaluation import evaluate
 from coop_core.judging.pseudo_labels import labelled_pool
-from coop_core.methods import Task, load_method
+from coop_core.methods import Examples, Task, load_method
+from coop_core.methods.learner import first_views
 from coop_core.params import BackboneParams, Params
 from coop_core.preparing import prepare
-from coop_core.training import Epoch, Training, first_views, fit_together, generator_for
+from coop_core.training import Epoch, Training, fit_together, generator_for
 from coop_core.transfer import Target, target_of
 
 _KEPT = 12
@@ -69,11 +70,13 @@ class Scores:
 class _Prepared:
     training: Training
     split: Split
-    test: CachedFeatures
+    test: Examples
     zero_shot_accuracy: float
     backbone: Backbone
     targets: dict[str, tuple[Target, Tensor]]
     """Further test sets by name, with the features (n, d) of their images."""
+    roots: dict[str, Path]
+    """Where their images are."""
 
 
 class TrialRunner:
@@ -127,16 +130,23 @@ class TrialRunner:
         if not split.val:
             raise TrainingError(f"{dataset.name} leaves no validation images, and a sweep chooses by them: add images")
         training_images = located(split.train, dataset)
-        train, val, test = (
+        cached, val, test = (
             CachedFeatures(self._features(backbone, dataset, images, params, views=views), _labels(images, backbone))
             for images, views in ((training_images, params.features.views), (split.val, 1), (split.test, 1))
         )
+        train: Examples = cached
         if split.is_unlabelled:
             train, _ = labelled_pool(
-                split, train.features, backbone, per_class=split.shots, min_confidence=params.split.min_confidence
+                split, cached.features, backbone, per_class=split.shots, min_confidence=params.split.min_confidence
+            )
+        read: tuple[Examples, ...] = (train, val, test)
+        if params.method.reads == "pixels":
+            read = tuple(
+                DecodedImages(images, dataset.root, backbone.transform, backbone.device, views, params.seed)
+                for images, views in ((training_images, FRESH), (split.val, 1), (split.test, 1))
             )
         training = prepare(
-            params, split=split, backbone=backbone, examples=train, validation=val, on_epoch=on_epoch,
+            params, split=split, backbone=backbone, examples=read[0], validation=read[1], on_epoch=on_epoch,
             engine=dataclasses.replace(params.engine.engine(), sharing=self.sharing),
         )  # fmt: skip
         targets = {}
@@ -144,7 +154,8 @@ class TrialRunner:
             target = target_of(tests[name], its)
             features = self._features(backbone, tests[name], target.images, params, views=1)[:, 0]
             targets[name] = (target, features)
-        return _Prepared(training, split, test, self._zero_shot(backbone, split, test), backbone, targets)
+        zero_shot, roots = self._zero_shot(backbone, split, test), {name: tests[name].root for name in targets}
+        return _Prepared(training, split, read[2], zero_shot, backbone, targets, roots)
 
     def _backbone(self, params: BackboneParams) -> Backbone:
         key = ("backbone", params)
@@ -193,7 +204,7 @@ class TrialRunner:
 def _judge(one: _Prepared, curve: Sequence[Epoch], params: Params, seconds: float) -> Scores:
     answers = answer_with(one.training.learner, class_names=one.split.class_names)
     test = evaluate(
-        answers.probabilities(first_views(one.test)).cpu().numpy(), one.test.labels.cpu().numpy(),
+        answers.of_examples(one.test).numpy(), one.test.labels.cpu().numpy(),
         one.split.class_names, calibration_bins=params.evaluate.calibration_bins,
     )  # fmt: skip
     last = curve[-1]
@@ -207,11 +218,13 @@ def _judge(one: _Prepared, curve: Sequence[Epoch], params: Params, seconds: floa
         seconds=seconds,
         curve=tuple(curve),
         test_digest=one.split.test_digest,
-        tests={name: _judge_target(one, *its, params) for name, its in one.targets.items()},
+        tests={name: _judge_target(one, *its, one.roots[name], params) for name, its in one.targets.items()},
     )
 
 
-def _judge_target(one: _Prepared, target: Target, features: Tensor, params: Params) -> dict[str, float]:
+def _judge_target(
+    one: _Prepared, target: Target, features: Tensor, root: Path, params: Params
+) -> dict[str, float]:
     """Accuracy of the learner, bound to the target's classes, and of zero-shot."""
     learner = one.training.learner
     if target.class_names == one.split.class_names:
@@ -219,17 +232,19 @@ def _judge_target(one: _Prepared, target: Target, features: Tensor, params: Para
     elif learner.rebinds:
         task = Task(target.class_names, target.template)
         rebound = load_method(params.method.name).build(
-            params.method, backbone=one.backbone, task=task, generator=generator_for(params.seed, "context"),
-            engine=params.engine.engine(), state=learner.state_dict(),
+            one.training.found or params.method, backbone=one.backbone, task=task, engine=params.engine.engine(),
+            generator=generator_for(params.seed, "context"), state=learner.state_dict(),
         )  # fmt: skip
         rebound.load_state_dict(learner.state_dict())
         answers = answer_with(rebound, class_names=target.class_names)
     else:
         return {}
-    labels = torch.tensor(target.labels, device=features.device)
+    labels = torch.tensor(target.labels)
+    pixels = DecodedImages(target.images, root, one.backbone.transform, one.backbone.device)
+    own = answers.probabilities(features) if answers.reads == "features" else answers.of_examples(pixels)
     zero_shot = baselines.zero_shot(one.backbone, target.class_names, target.template)
-    found = {"learned": answers.probabilities(features), "zero_shot": zero_shot.probabilities(features)}
-    return {name: float((its.argmax(1).to(labels) == labels).float().mean()) for name, its in found.items()}
+    found = {"learned": own, "zero_shot": zero_shot.probabilities(features)}
+    return {name: float((its.argmax(1).cpu() == labels).float().mean()) for name, its in found.items()}
 
 
 def _labels(images: Sequence[SplitImage], backbone: Backbone) -> Tensor:

@@ -163,10 +163,12 @@ def _say_time(params: Params, total: Work, classes: int, settings: Settings) -> 
         return
     image = seconds_an_image(backbone, batch_size=min(32, params.features.batch_size))
     step = seconds_a_step(params, backbone, classes=classes)
+    training = "training through the image tower, which is not estimated" if step is None else "no training"
+    if step:
+        training = (f"{console.duration(step * total.steps)} of training one after another ({1000 * step:.1f} ms a "
+                    f"step with {classes} classes)")  # fmt: skip
     _say(f"time on {device}: about {console.duration(image * total.encodings)} of encoding ({1 / image:.0f} images a "
-         "second, files not read) and "
-         + (f"{console.duration(step * total.steps)} of training one after another ({1000 * step:.1f} ms a step with "
-            f"{classes} classes)" if step else "no training"))  # fmt: skip
+         f"second, files not read) and {training}")  # fmt: skip
 
 
 def _size(params: DatasetParams, settings: Settings) -> Size:

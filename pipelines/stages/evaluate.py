@@ -13,12 +13,14 @@ from coop_core.artifact import Artifact, read_artifact
 from coop_core.backbone import digest_tensors
 from coop_core.data.split import Split, SplitImage, read_split
 from coop_core.errors import ArtifactError
+from coop_core.features.examples import DecodedImages
 from coop_core.features.extract import load_features
 from coop_core.files import read_json, read_tensors, write_json, write_text
 from coop_core.judging.classifier import LinearClassifier
 from coop_core.judging.evaluation import Evaluation, evaluate
 from coop_core.params import Params, load_params
 from pipelines import console, paths
+from pipelines.settings import choose_device, load_settings
 
 BASELINES = ("zero-shot", "prompt ensemble", "linear probe")
 
@@ -49,13 +51,13 @@ def main() -> None:
         "zero-shot": baseline("zero-shot"),
         "prompt ensemble": baseline("prompt ensemble"),
         "linear probe": baseline(f"linear probe {params.split.shots}"),
-        method: answerer(prompt).probabilities(features).numpy(),
+        method: answers_of(prompt, split, features),
     }
     evaluations = {name: judge(probabilities) for name, probabilities in found.items()}
     few_shot_curve = [
         {
             "shots": shots,
-            method: judge(answerer(curve_prompts[shots]).probabilities(features).numpy()).accuracy,
+            method: judge(answers_of(curve_prompts[shots], split, features)).accuracy,
             "linear probe": judge(baseline(f"linear probe {shots}")).accuracy,
         }
         for shots in sorted(params.split.curve_shots)
@@ -66,6 +68,15 @@ def main() -> None:
     write_json(paths.EVALUATION / "evaluation.json", _report(params, split, evaluations, few_shot_curve))
     write_text(paths.EVALUATION / "predictions.csv", predictions(split.test, found, method=method))
     write_json(paths.METRICS, headline(evaluations))
+
+
+def answers_of(prompt: Artifact, split: Split, features: torch.Tensor) -> np.ndarray:
+    """Its probabilities for the test images (n, c), from their features (n, d) or, where it reads them, from pixels."""
+    if prompt.reads == "features":
+        return answerer(prompt).probabilities(features).numpy()
+    backbone = prompt.load_backbone(device=choose_device(load_settings()))
+    images = DecodedImages(split.test, paths.RAW, backbone.transform, backbone.device)
+    return answerer(prompt, backbone=backbone).of_examples(images).numpy()
 
 
 def read_baselines() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -10,8 +10,10 @@ import torch
 
 from coop_core.answering import answerer
 from coop_core.artifact import check_backbone, read_artifact
+from coop_core.backbone import Backbone
 from coop_core.data.split import read_split
 from coop_core.errors import ParamsError
+from coop_core.features.examples import DecodedImages
 from coop_core.features.extract import extract_features
 from coop_core.files import read_array, write_json, write_text
 from coop_core.judging.classifier import LinearClassifier
@@ -46,6 +48,7 @@ def main() -> None:
         method=params.method.name,
         templates=params.baselines.ensemble_templates,
         known={"linear probe": (probe, split.class_names)},
+        pixels=pixels_of(target, dataset.root, params, backbone),
     )
     folder = paths.JUDGED / name
     probabilities = {one: its.cpu().numpy() for one, its in found.items()}
@@ -53,8 +56,15 @@ def main() -> None:
     write_text(folder / "predictions.csv", predictions(target.images, probabilities, method=params.method.name))
 
 
+def pixels_of(target: Target, root: Path, params: Params, backbone: Backbone) -> DecodedImages | None:
+    """The images themselves where the method reads them."""
+    if params.method.reads == "features":
+        return None
+    return DecodedImages(target.images, root, backbone.transform, backbone.device)
+
+
 def features_of(
-    target: Target, root: Path, params: Params, backbone: Any, settings: Settings, *, name: str
+    target: Target, root: Path, params: Params, backbone: Backbone, settings: Settings, *, name: str
 ) -> torch.Tensor:
     """Image tower outputs (n, d) of the target's images."""
     store = settings.cache_folder / paths.FEATURE_STORE

@@ -17,10 +17,11 @@ import torch
 from coop_core.artifact import Artifact, make_card, read_artifact, write_artifact
 from coop_core.backbone import Backbone
 from coop_core.data.split import Split, read_split
-from coop_core.features.examples import CachedFeatures
+from coop_core.features.examples import FRESH, CachedFeatures, DecodedImages
 from coop_core.features.extract import feature_key, load_features
 from coop_core.files import digest_json, write_json, write_text
 from coop_core.judging.pseudo_labels import PseudoLabels, training_examples
+from coop_core.methods import Examples
 from coop_core.params import Params, load_params
 from coop_core.preparing import prepare
 from coop_core.prompts.interpretation import nearest_words
@@ -56,10 +57,7 @@ def train_prompt(
     key = checkpoint_key(params, split, backbone, shots, code=core_digest())
     checkpoint = Checkpoint(checkpoints / f"{key}.safetensors", key)
     log.info("training %s with %d shots on %s", params.method.name, shots, backbone.device)
-    features = load_features(paths.FEATURES, "train", split, key=feature_key(backbone))
-    examples, chosen = training_examples(
-        split, features, backbone, shots=shots, min_confidence=params.split.min_confidence
-    )
+    examples, chosen = examples_for(params, split, backbone, shots)
     if chosen is not None:
         log.info("%d of %d images without labels are learned from", len(chosen.rows), len(split.train))
     training = prepare(
@@ -67,7 +65,7 @@ def train_prompt(
         split=split,
         backbone=backbone,
         examples=examples,
-        validation=validation_examples(split, backbone),
+        validation=validation_examples(params, split, backbone),
         checkpoint=checkpoint,
     )
     if encoder := getattr(training.learner, "encoder", None):
@@ -76,7 +74,7 @@ def train_prompt(
         curve = fit(replace(training, on_epoch=lambda e: update(e.epoch + 1, details=details(e))))
     card = make_card(
         learner=training.learner,
-        method=params.method,
+        method=training.found or params.method,
         backbone=backbone,
         split=split,
         shots=shots,
@@ -88,7 +86,7 @@ def train_prompt(
     if chosen is not None:
         write_pseudo_labels(folder / "pseudo_labels.csv", chosen, split)
     write_artifact(folder, training.learner, card)
-    checkpoint.path.unlink(missing_ok=True)
+    checkpoint.remove()
     return curve
 
 
@@ -96,7 +94,20 @@ def details(epoch: Epoch) -> str:
     return f"loss {epoch.loss:.3f}, accuracy {100 * epoch.accuracy:.1f} %"
 
 
-def validation_examples(split: Split, backbone: Backbone) -> CachedFeatures:
+def examples_for(
+    params: Params, split: Split, backbone: Backbone, shots: int
+) -> tuple[Examples, PseudoLabels | None]:
+    """The first `shots` images a class, as the method reads them, and which were chosen where they have no labels."""
+    if params.method.reads == "pixels":
+        images = split.shots_subset(shots)
+        return DecodedImages(images, paths.RAW, backbone.transform, backbone.device, FRESH, params.seed), None
+    features = load_features(paths.FEATURES, "train", split, key=feature_key(backbone))
+    return training_examples(split, features, backbone, shots=shots, min_confidence=params.split.min_confidence)
+
+
+def validation_examples(params: Params, split: Split, backbone: Backbone) -> Examples:
+    if params.method.reads == "pixels":
+        return DecodedImages(split.val, paths.RAW, backbone.transform, backbone.device)
     features = load_features(paths.FEATURES, "val", split, key=feature_key(backbone))
     return CachedFeatures.of(split.val, features, device=backbone.device)
 
