@@ -23,6 +23,7 @@ ROOMS = {
         "searching predictor transfer",
         "preparing",
         "sweeps",
+        "reproduction",
     ],
     "pipelines": [
         "environment paths revision summary locks",
@@ -38,7 +39,8 @@ ROOMS = {
 INSIDE = {
     "coop_core.data": [
         "images views dataset archives",
-        "catalog validation split descriptions",
+        "catalog split descriptions",
+        "validation",
         "folders listings",
         "importers",
     ],
@@ -54,20 +56,21 @@ INSIDE = {
     "coop_core.methods": [
         "learner fitting",
         "guided_coop",
-        "class_mean linear_probe coop cocoop biomedcoop upl dpl gda probe tip_adapter prolip",
+        "class_mean linear_probe zero_shot coop cocoop biomedcoop upl dpl gda probe tip_adapter prolip",
     ],
     "coop_core.judging": ["classifier evaluation gate transfer", "baselines confidence", "pseudo_labels"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes"],
     "coop_core.sweeps": ["sweep", "trials"],
-    "pipelines.sources": ["storage", "datasets"],
+    "coop_core.reproduction": ["figures grid estimate", "comparison"],
+    "pipelines.sources": ["storage catalogue", "datasets"],
     "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs"],
     "pipelines.services": ["supervision workspace", "local"],
     "pipelines.sweeps": ["trainer outcome", "trainers", "sweeping", "view"],
     "pipelines.champion": ["proof", "promotion", "retraining"],
     "pipelines.flows": ["lifeline client pools", "bootstrap trials sweep reconcile promote", "retrain"],
     "pipelines.stages": ["download split features baselines train evaluate report", "judge track", "__main__"],
-    "pipelines.commands": ["beginning sweep predict compare describe", "cli"],
+    "pipelines.commands": ["beginning sweep predict compare describe", "reproduction", "reproduce", "cli"],
 }
 OWNERS = {
     "open_clip": "coop_core.backbone",
