@@ -12,7 +12,8 @@ from toy_params import toy_params
 from toy_split import toy_split
 
 from coop_core.answering import answer_with, answerer
-from coop_core.artifact import make_card, read_artifact, restore_learner, write_artifact
+from coop_core.artifact import read_artifact, restore_learner, write_artifact
+from coop_core.card import make_card
 from coop_core.errors import ArtifactError, TrainingError
 from coop_core.features.examples import CachedFeatures
 from coop_core.judging.baselines import linear_probe, prompt_ensemble

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from coop_core.answering import answer_with
-from coop_core.artifact import Artifact, make_card, read_artifact, write_artifact
+from coop_core.artifact import Artifact, read_artifact, write_artifact
 from coop_core.backbone import Backbone
+from coop_core.card import make_card
 from coop_core.data.split import Split, read_split
 from coop_core.errors import TrainingError
 from coop_core.features.examples import FRESH, CachedFeatures, DecodedImages
