@@ -39,11 +39,9 @@ def prepare(
         When a method that is built from examples lacks some.
     """
     task, engine = Task(split.class_names, split.template, split.descriptions), engine or params.engine.engine()
-    method = params.method
-    if method.is_searched:
-        method = _searched(params, task, backbone, examples, validation, engine, checkpoint)
-    learner = load_method(method.name).build(
-        method,
+    found = _searched(params, task, backbone, examples, validation, engine, checkpoint)
+    learner = load_method(params.method.name).build(
+        found or params.method,
         backbone=backbone,
         task=task,
         generator=generator_for(params.seed, "context"),
@@ -52,17 +50,19 @@ def prepare(
         validation=validation,
     )
     return Training(
-        learner, method, examples, params.train, params.seed,
-        validation=validation, checkpoint=checkpoint, on_epoch=on_epoch,
+        learner, examples, params.train, params.seed,
+        validation=validation, checkpoint=checkpoint, on_epoch=on_epoch, found=found,
     )  # fmt: skip
 
 
 def _searched(
     params: Params, task: Task, backbone: Backbone, examples: Examples, validation: Examples | None, engine: Engine,
     checkpoint: Checkpoint | None,
-) -> MethodParams:  # fmt: skip
-    """The method's parameters with what a search found."""
+) -> MethodParams | None:  # fmt: skip
+    """The method's parameters with what a search found, where it asks for one."""
     method: Any = params.method
+    if not method.is_searched:
+        return None
     asked = method.search
     supernet = load_method(method.name).supernet(
         method, backbone=backbone, task=task, generator=generator_for(params.seed, "search"), engine=engine

@@ -77,8 +77,6 @@ class Training:
 
     learner: Any
     """A learner (`coop_core.methods.Learner`) that is a torch module."""
-    method: MethodParams
-    """What it was built with, a search's findings included."""
     examples: Examples
     """On the learner's device; each step draws one view an image."""
     recipe: TrainParams
@@ -89,6 +87,8 @@ class Training:
     """Written at most every few seconds at the end of an epoch, and taken up when its key fits: the result is the
     same as that of an uninterrupted run on the same device."""
     on_epoch: Callable[[Epoch], object] = lambda epoch: None
+    found: MethodParams | None = None
+    """The method's parameters with what a search found, where there was one."""
 
     @property
     def epochs(self) -> int:

@@ -14,8 +14,9 @@ from toy_params import toy_params
 
 import coop_core.params.sections
 from coop_core.answering import answer_with, answerer
-from coop_core.artifact import make_card, read_artifact, restore_learner, write_artifact
+from coop_core.artifact import read_artifact, restore_learner, write_artifact
 from coop_core.backbone import Backbone
+from coop_core.card import make_card
 from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
 from coop_core.data.importers import import_dataset
@@ -75,8 +76,9 @@ def prepared(zoo: Any, dataset: Dataset, split: Split) -> Any:
 
 
 def kept(training: Training, backbone: Backbone, split: Split, folder: Path) -> Any:
-    card = make_card(learner=training.learner, method=training.method, backbone=backbone, split=split, shots=4,
-                     params={}, curve=[], code_revision="abc")  # fmt: skip
+    method = training.found or dpl.Params(**GIVEN)
+    card = make_card(learner=training.learner, method=method, backbone=backbone, split=split, shots=4, params={},
+                     curve=[], code_revision="abc")  # fmt: skip
     write_artifact(folder, training.learner, card)
     return read_artifact(folder)
 
@@ -130,7 +132,7 @@ def test_it_answers_with_other_classes(prepared, zoo, dataset, split, tmp_path):
 
 def test_the_search_finds_a_length_for_each_layer_and_training_starts_from_it(prepared):
     training = prepared(SEARCHED)
-    method = training.method
+    method = training.found
 
     assert len(method.image_lengths) == 2
     assert len(method.text_lengths) == 3
@@ -294,7 +296,7 @@ def test_a_search_whose_loss_is_no_number_ends(zoo, dataset, split, monkeypatch)
 def test_what_was_learned_on_other_towers_does_not_answer(prepared, zoo, split, tmp_path):
     training = prepared(GIVEN)
     artifact = kept(training, zoo.backbone("flat"), split, tmp_path / "prompt")
-    with pytest.raises(ArtifactError, match="load the backbone they were learned on"):
+    with pytest.raises(ArtifactError, match="load the backbone it was learned on"):
         answerer(artifact, backbone=zoo.backbone("flat-quickgelu"))
 
 

@@ -138,7 +138,8 @@ def test_an_answer_names_its_version_in_the_row_and_in_the_head(running) -> None
     assert answer.status_code == 200
     assert answer.headers["x-coop-version"] == "1"
     assert answer.json() == {"predictions": [{"label": "one", "probability": 0.75, "labels": ["one", "other"],
-                                              "probabilities": [0.75, 0.25], "error": "", "version": "1"}]}  # fmt: skip
+                                              "probabilities": [0.75, 0.25], "error": "", "answer": "one",
+                                              "version": "1"}]}  # fmt: skip
 
 
 def test_top_says_how_many_classes_are_shown(running) -> None:

@@ -1,7 +1,7 @@
 """Folding: an image tower -> the same tower with each batch norm multiplied into the convolution before it.
 
 In evaluation mode a batch norm is a product and a sum a channel, which the convolution's own weights can take over
-(docs/decisions/009-folded-batch-norm.md). Which pairs there are is seen while a picture of noise passes through, not
+(docs/decisions/010-folded-batch-norm.md). Which pairs there are is seen while a picture of noise passes through, not
 guessed from names.
 """
 

@@ -7,7 +7,7 @@ it is this module: nothing that lies in the registry is executed.
 import logging
 from concurrent.futures import Future
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -80,4 +80,4 @@ class _Answers:
         all_classes = found.result()
         self._metrics.images.labels("answered").inc()
         self._metrics.probability.observe(all_classes.probabilities[0])
-        return Prediction(all_classes.labels[:top], all_classes.probabilities[:top])
+        return replace(all_classes, labels=all_classes.labels[:top], probabilities=all_classes.probabilities[:top])

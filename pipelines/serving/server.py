@@ -50,5 +50,6 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), backlog=256)
     except OSError as error:
-        raise ServiceError(f"port {port} on {host} cannot be had ({os.strerror(error.errno or 0)}): end what uses it, or set "
-                           "COOP_SERVE_PORT to another") from None  # fmt: skip
+        reason = os.strerror(error.errno or 0)
+        raise ServiceError(f"port {port} on {host} cannot be had ({reason}): end what uses it, or set COOP_SERVE_PORT "
+                           "to another") from None  # fmt: skip
