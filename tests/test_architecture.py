@@ -62,7 +62,7 @@ INSIDE = {
     "coop_core.judging": ["classifier evaluation gate transfer", "baselines confidence", "pseudo_labels"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes"],
-    "coop_core.sweeps": ["sweep", "trials"],
+    "coop_core.sweeps": ["sweep", "trials", "choosing"],
     "coop_core.reproduction": ["figures grid estimate", "comparison"],
     "pipelines.sources": ["storage catalogue", "datasets"],
     "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs"],
@@ -71,7 +71,9 @@ INSIDE = {
     "pipelines.champion": ["proof", "promotion", "retraining"],
     "pipelines.flows": ["lifeline client pools", "bootstrap trials sweep reconcile promote", "retrain"],
     "pipelines.stages": ["download split features baselines train evaluate report", "judge track", "__main__"],
-    "pipelines.commands": ["beginning sweep predict compare describe", "reproduction", "reproduce", "cli"],
+    "pipelines.commands": [
+        "beginning sweep predict compare describe choice", "reproduction", "reproduce choose", "cli",
+    ],
 }
 OWNERS = {
     "open_clip": "coop_core.backbone",
