@@ -4,6 +4,7 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 RECIPES = Path("recipes")
+PUBLISHED = Path("published")
 SOURCE = Path("data/source")
 RAW = Path("data/raw")
 SPLIT = Path("artifacts/split.json")
@@ -22,6 +23,7 @@ REPORT = Path("artifacts/report")
 SAMPLES = Path("artifacts/report/samples")
 TRACKED = Path("artifacts/tracked.json")
 SWEEPS = Path("artifacts/sweeps")
+REPRODUCE = Path("artifacts/reproduce")
 
 DOWNLOADS = Path("downloads")
 """Below the cache folder, as are the next ones."""
@@ -30,4 +32,6 @@ FEATURE_STORE = Path("features")
 CHECKPOINTS = Path("checkpoints")
 SWEEP_LOCKS = Path("sweeps")
 TRAINER_LOGS = Path("trainers")
+CARDS = Path("cards")
+"""Of the catalogue, with the places of the images on this machine."""
 DVC_LOG = Path("logs/dvc.log")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from coop_core.artifact import Artifact, check_backbone, make_card, read_artifact, restore_learner, write_artifact
+from coop_core.artifact import Artifact, check_backbone, read_artifact, restore_learner, write_artifact
 from coop_core.backbone import Backbone, load_backbone
+from coop_core.card import make_card
 from coop_core.data.split import Split, SplitImage
 from coop_core.errors import ArtifactError
 from coop_core.methods import Task, coop

@@ -209,7 +209,7 @@ def test_a_card_of_the_catalog_says_first_what_it_is_and_where_its_licence_stand
 @pytest.mark.parametrize("path", CATALOG, ids=lambda path: path.stem)
 def test_a_card_of_the_catalog_names_the_index_its_layout_needs(path: Path) -> None:
     card, _ = read_source(path)
-    assert bool(card.index) == (card.layout in {"csv", "split-json"})
+    assert bool(card.index) == (card.layout in {"csv", "split-json", "lists"})
 
 
 def test_the_four_files_of_fashion_mnist_have_two_sources_each() -> None:

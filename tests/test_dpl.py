@@ -14,8 +14,9 @@ from toy_params import toy_params
 
 import coop_core.params.sections
 from coop_core.answering import answer_with, answerer
-from coop_core.artifact import make_card, read_artifact, restore_learner, write_artifact
+from coop_core.artifact import read_artifact, restore_learner, write_artifact
 from coop_core.backbone import Backbone
+from coop_core.card import make_card
 from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
 from coop_core.data.importers import import_dataset

@@ -5,17 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 from toy_params import toy_params
 from toy_split import toy_split
 
 from coop_core.answering import answer_with, answerer
-from coop_core.artifact import make_card, read_artifact, restore_learner, write_artifact
+from coop_core.artifact import read_artifact, restore_learner, write_artifact
+from coop_core.card import make_card
 from coop_core.errors import ArtifactError, TrainingError
 from coop_core.features.examples import CachedFeatures
-from coop_core.judging.baselines import linear_probe
-from coop_core.methods import Task, class_mean, load_method, method_names
+from coop_core.judging.baselines import linear_probe, prompt_ensemble
+from coop_core.methods import Task, class_mean, load_method, method_names, zero_shot
 from coop_core.methods import linear_probe as probe_method
 from coop_core.methods.learner import ContextParams
 from coop_core.preparing import prepare
@@ -27,8 +29,10 @@ OTHERS = ["dog", "red fox"]
 METHODS = [{"name": "coop", "n_context": 2}, {"name": "cocoop", "n_context": 2, "initial_words": None},
            {"name": "biomedcoop"}, {"name": "upl", "members": 2, "n_context": 2},
            {"name": "gda"}, {"name": "prolip", "learning_rate": 0.01, "penalty": 0.01}, {"name": "class_mean"},
-           {"name": "linear_probe"}, {"name": "probe", "epochs": 50}, {"name": "tip_adapter"}]  # fmt: skip
-BUILT = [method["name"] for method in METHODS if not issubclass(load_method(method["name"]).Params, ContextParams)]
+           {"name": "linear_probe"}, {"name": "probe", "epochs": 50}, {"name": "tip_adapter"},
+           {"name": "zero_shot"}]  # fmt: skip
+BUILT = [method["name"] for method in METHODS
+         if not issubclass(load_method(method["name"]).Params, ContextParams | zero_shot.Params)]  # fmt: skip
 """Of methods that are finished when they are built from examples."""
 OWN_CLASSES = ("class_mean", "linear_probe", "probe", "tip_adapter")
 """Of methods that know their own classes alone."""
@@ -163,6 +167,27 @@ def test_the_linear_probe_is_the_baseline_of_that_name(backbone):
 
     expected = linear_probe(*arrays(examples), *arrays(watched)).classifier
     assert torch.equal(found.classifier().weights, expected.weights)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_zero_shot_is_the_baseline_of_its_templates(backbone, own):
+    texts = ["a {}.", "this is a {}."]
+    params = zero_shot.Params(templates=texts, own_template=own)
+    found = zero_shot.build(params, backbone=backbone, task=Task(NAMES, "a photo of a {}."))
+
+    expected = prompt_ensemble(backbone, NAMES, texts, own_template="a photo of a {}." if own else texts[0])
+    assert torch.equal(found.classifier().weights, expected.weights)
+    assert list(found.state_dict()) == []
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [({"templates": ["a photo"]}, r"each template needs exactly one \{\}, unlike \['a photo'\]"),
+     ({"own_template": False}, "own_template can be false only with templates")],
+)  # fmt: skip
+def test_zero_shot_needs_a_template_with_a_hole(params, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        zero_shot.Params(**params)
 
 
 def arrays(examples: CachedFeatures) -> tuple[np.ndarray, np.ndarray]:

@@ -36,8 +36,9 @@ def applied(project: Path, name: str, **how: Any) -> Any:
 @pytest.mark.parametrize(("name", "shots", "variant"), WAYS)
 def test_every_recipe_in_all_its_ways_is_a_valid_setting(project, name, shots, variant) -> None:
     params = applied(project, name, shots=shots, variant=variant)
-    assert params.method.name == name.partition("-")[0].replace("linear", "linear_probe")
-    assert params.split.shots == (shots or 16)
+    built = {"linear-probe": "linear_probe", "zero-shot": "zero_shot", "prompt-ensemble": "zero_shot"}
+    assert params.method.name == built.get(name, name.partition("-")[0])
+    assert params.split.shots == (shots or (1 if params.method.name == "zero_shot" else 16))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from pydantic_core import PydanticSerializationError
 from ruamel.yaml import YAML
 
 from coop_core.data.archives import MAX_BYTES
-from coop_core.data.dataset import has_one_hole, shown, words
+from coop_core.data.dataset import Subset, has_one_hole, shown, words
 from coop_core.errors import DatasetError
 
-Layout = Literal["folders", "csv", "split-json", "idx"]
+Layout = Literal["folders", "csv", "split-json", "lists", "idx"]
 GENERIC_TEMPLATE = "a photo of a {}."
 
 
@@ -39,6 +39,22 @@ class CardFile(BaseModel):
         return Path(self.name).stem.removesuffix(".tar")
 
 
+class PublishedCounts(BaseModel):
+    """What the published data set has: another tree is not that data set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    classes: int | list[str]
+    """How many, or their names in label order."""
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+
+    @property
+    def number(self) -> int:
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+
 class Card(BaseModel):
     """What a data set is, in one file a person can review."""
 
@@ -52,12 +68,18 @@ class Card(BaseModel):
     path: str = "."
     """Where the images are: below the fetched files when there are any, else relative to the card."""
     index: str = ""
-    """The CSV or split JSON that lists the images, relative to `path`'s root."""
+    """The CSV or split JSON that lists the images, relative to `path`'s root; of layout lists, their common name with a
+    * for train, val and test."""
+    subsets: dict[str, Subset] = {}
+    """What a folder train, val or test is for, where its source means something else; `*`: what all images are for."""
     unlabelled: str = ""
     """A folder of images without labels to learn from, relative as `path` is; those of `path` then judge only."""
-    class_names: dict[str, str] | list[str] | None = None
-    """Words for class folders {folder: words}, or all class names in label order."""
+    class_names: dict[str, str] | list[str] | str | None = None
+    """Words for class folders {folder: words}, or all class names in label order; or the file beside the card that
+    holds one of them: a line a class, `wnid words` or `words`."""
     template: str = GENERIC_TEMPLATE
+    published: PublishedCounts | None = None
+    """What must be found; a data set of one's own leaves it out."""
     descriptions: dict[str, list[str]] | str | None = None
     """Sentences a class, {class name: [sentence, ...]}, or the JSON file beside the card that holds them."""
     files: list[CardFile] = []
@@ -114,6 +136,28 @@ def read_source(source: Path) -> tuple[Card, Path]:
     raise DatasetError(
         f"dataset.source {source} {kind}: name a dataset card (.yaml), a folder of class folders or a CSV file"
     )
+
+
+def read_class_names(path: Path) -> dict[str, str] | list[str]:
+    """A file of class names: lines `n01440764 tench` -> {wnid: words}, by line number from 0 too, as ImageNet-V2 calls
+    its folders; any other lines -> names in label order.
+
+    Raises
+    ------
+    DatasetError
+        When the file is missing or empty, or is of both kinds.
+    """
+    if not path.is_file():
+        raise DatasetError(f"{path} with the class names is missing: put it there, or correct the card's class_names")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    named = [match for line in lines if (match := re.fullmatch(r"(n\d{8})\s+(\S.*)", line))]
+    if not lines or (named and len(named) < len(lines)):
+        raise DatasetError(f"{path} is no list of class names: expected a line a class, each `wnid words` or each "
+                           "`words`")  # fmt: skip
+    if not named:
+        return lines
+    found = {match[1]: match[2] for match in named}
+    return found | {str(number): match[2] for number, match in enumerate(named)}
 
 
 def class_labels(card: Card, class_folders: Iterable[str]) -> tuple[dict[str, int], list[str], list[str]]:

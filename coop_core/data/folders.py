@@ -35,6 +35,10 @@ def read_folders(card: Card, folder: Path, findings: Findings) -> tuple[list[Sam
     class_folders = _class_folders(_unwrapped(folder, places), places)
     labels, class_names, unknown = class_labels(card, {path.name for _, path in class_folders})
     findings.add("classes are not in the card's class_names", unknown)
+    whole = card.subsets.get("*")
+    class_folders = [
+        (whole or (subset and card.subsets.get(subset, subset)), path) for subset, path in class_folders
+    ]
     samples: list[Sample] = []
     empty: list[str] = []
     for subset, class_folder in class_folders:

@@ -18,7 +18,7 @@ from coop_core.data.catalog import Card
 from coop_core.data.dataset import NO_LABEL, SUBSET_NAMES, Dataset, LabelledImage, Subset, shown, words, write_dataset
 from coop_core.data.descriptions import check_descriptions
 from coop_core.data.folders import read_folders, read_pool
-from coop_core.data.listings import read_csv, read_split_json
+from coop_core.data.listings import read_csv, read_lists, read_split_json
 from coop_core.data.validation import Findings, Sample, file_fault
 from coop_core.errors import DatasetError
 from coop_core.files import digest_bytes, write_array
@@ -95,7 +95,9 @@ def _dataset(
     if card.descriptions is not None:
         described = check_descriptions(card.descriptions, class_names, where=f"descriptions of {card.name}")
         dataset = replace(dataset, descriptions=described)
-    validation.check_counts(dataset.counts(), findings, trains=not card.unlabelled)
+    trains = not card.unlabelled and card.subsets.get("*") != "test"
+    validation.check_counts(dataset.counts(), findings, trains=trains)
+    validation.check_published(card, class_names, [image.subset for image in images], findings)
     findings.raise_faults(card.name)
     return dataset
 
@@ -169,4 +171,4 @@ def _read_idx(path: Path, *, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
-_READERS = {"folders": read_folders, "csv": read_csv, "split-json": read_split_json}
+_READERS = {"folders": read_folders, "csv": read_csv, "split-json": read_split_json, "lists": read_lists}

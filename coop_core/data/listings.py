@@ -12,7 +12,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from coop_core.data.catalog import Card, class_labels
-from coop_core.data.dataset import SUBSET_NAMES, SUBSETS, Subset, shown
+from coop_core.data.dataset import SUBSET_NAMES, SUBSETS, Subset, shown, words
 from coop_core.data.validation import Findings, Sample, file_fault
 from coop_core.errors import DatasetError
 
@@ -67,6 +67,36 @@ def read_split_json(card: Card, folder: Path, findings: Findings) -> tuple[list[
         if file is not None
     ]
     return samples, [card.class_words(names[label]) for label in found]
+
+
+def read_lists(card: Card, folder: Path, findings: Findings) -> tuple[list[Sample], list[str]]:
+    """Text files for train, val and test with lines `image words of the class`, the images in images/NAME.jpg, as
+    FGVC-Aircraft has them."""
+    if not isinstance(card.class_names, list):
+        raise DatasetError(f"dataset card {card.name}: layout lists needs class_names in label order")
+    names, samples = [words(name) for name in card.class_names], []
+    listed: list[tuple[Subset, str, str]] = []
+    for subset in SUBSETS:
+        path = folder / _index_name(card).replace("*", subset)
+        if fault := file_fault(path):
+            raise DatasetError(f"{path} {fault}: put the data set's own list there")
+        lines = [line.strip().partition(" ") for line in _text(path, "a list").splitlines() if line.strip()]
+        listed += [(subset, f"images/{name}.jpg", words(label)) for name, _, label in lines]
+    unknown = {label for _, _, label in listed if label not in names}
+    findings.add("classes are not in the card's class_names", unknown)
+    files = _located([path for _, path, _ in listed], folder, findings)
+    label_of = {name: label for label, name in enumerate(names)}
+    for (subset, _, label), file in zip(listed, files, strict=True):
+        if file is not None and label in label_of:
+            samples.append(Sample(file, label_of[label], subset))
+    return samples, names
+
+
+def _index_name(card: Card) -> str:
+    if "*" not in card.index:
+        raise DatasetError(f"dataset card {card.name}: layout lists needs index, the name of its lists with a * for "
+                           "train, val and test")  # fmt: skip
+    return card.index
 
 
 def _index(card: Card, folder: Path) -> Path:

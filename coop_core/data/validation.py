@@ -1,5 +1,6 @@
 """Validation: listed images -> their digests, and every fault of the data set in one report."""
 
+import re
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
@@ -7,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coop_core.data.dataset import NO_LABEL, Subset, shown
+from coop_core.data.catalog import Card
+from coop_core.data.dataset import NO_LABEL, SUBSETS, Subset, shown, words
 from coop_core.data.images import decoded
 from coop_core.errors import DatasetError
 from coop_core.files import digest_file
@@ -145,6 +147,25 @@ def check_counts(counts: dict[str, dict[str, int]], findings: Findings, *, train
             f"classes have no {subset} image (each needs one to train on and another to test on)",
             [name for name, count in judged.items() if any(count.values()) and not count[subset]],
         )
+
+
+def check_published(card: Card, class_names: Sequence[str], subsets: Sequence[Subset], findings: Findings) -> None:
+    """What was found must be what its authors published, where the card says that; one fault names all differences."""
+    wanted = card.published
+    if wanted is None or findings.faults:
+        return
+    found = Counter(subsets)
+    counts = [("classes", len(class_names), wanted.number),
+              *((subset, found[subset], getattr(wanted, subset)) for subset in SUBSETS)]  # fmt: skip
+    wrong = [f"{what} {has}, published {should}" for what, has, should in counts if should not in (None, has)]
+    wrong += [f"{name} has no words" for name in class_names if re.fullmatch(r"n\d{8}", name)][:3]
+    if not wrong and isinstance(wanted.classes, list):
+        wrong = [f"class {label} is {name!r}, published {words(should)!r}"
+                 for label, (name, should) in enumerate(zip(class_names, wanted.classes, strict=True))
+                 if name != words(should)][:3]  # fmt: skip
+    if wrong:
+        findings.faults.append(f"this is not the published {card.title or card.name} ({'; '.join(wrong)}): complete "
+                               "it, or take `published` out of the card")  # fmt: skip
 
 
 def _decode(file: Path) -> tuple[str, str, tuple[str, ...]]:

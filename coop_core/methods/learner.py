@@ -118,20 +118,19 @@ class ContextLearner(FeatureLearner):
 
 
 class Fixed(FeatureLearner):
-    """Built from examples and finished: a linear classifier that learns no further.
+    """Built and finished: a linear classifier that learns no further."""
 
-    It knows its own classes alone.
-    """
-
-    rebinds = False
     weights: Tensor
     bias: Tensor | None
 
-    def __init__(self, classifier: LinearClassifier) -> None:
+    def __init__(self, classifier: LinearClassifier, *, from_names: bool = False) -> None:
+        """What was built from examples knows its own classes alone. `from_names`: it was built from class names, so
+        there is nothing to keep, and it is built again for others."""
         super().__init__()
+        self.rebinds = from_names
         self.scale, self.normalise = classifier.scale, classifier.normalise
-        self.register_buffer("weights", classifier.weights)                       # (c, d)
-        self.register_buffer("bias", classifier.bias)                             # (c,) or None
+        self.register_buffer("weights", classifier.weights, persistent=not from_names)   # (c, d)
+        self.register_buffer("bias", classifier.bias, persistent=not from_names)         # (c,) or None
 
     def classifier(self) -> LinearClassifier:
         return LinearClassifier(self.weights, self.scale, self.bias, self.normalise)

@@ -2,13 +2,32 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 
 from coop_core.errors import ParamsError
 from coop_core.params.file import changed, load_params, parse_params
+
+ProtocolName = Literal["few-shot", "base-to-new", "cross-dataset", "domain-generalisation", "zero-shot"]
+
+
+class Protocol(BaseModel):
+    """How a paper judges a setting: what `coop reproduce` runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    datasets: list[str] = Field(min_length=1)
+    """Cards of the catalogue that are learned on."""
+    shots: list[int] = Field(min_length=1)
+    """0: nothing is learned."""
+    tests: list[str] = []
+    """Cards that are judged on besides, with what was learned."""
+    average: str = ""
+    """What the published mean over all `tests`, or else `datasets`, is called in `published/tables.csv`."""
+    set: dict[str, Any] = {}
+    """What this protocol changes in the recipe."""
 
 
 class Recipe(BaseModel):
@@ -26,11 +45,16 @@ class Recipe(BaseModel):
     by_shots: dict[int, dict[str, Any]] = {}
     """What changes with the number of shots."""
     variants: dict[str, dict[str, Any]] = {}
-    """What the paper varies, or sets for one data set."""
+    """What the paper varies. One with the name of a dataset card is what the paper sets for that data set."""
+    protocols: dict[ProtocolName, Protocol] = {}
+    """The first is what `coop reproduce` takes where none is named."""
     differs: list[str] = Field(min_length=1)
 
-    def values(self, *, shots: int | None = None, variant: str | None = None) -> dict[str, Any]:
-        """Sections and dotted names -> values, with `split.shots` where it is asked for.
+    def values(
+        self, *, shots: int | None = None, variant: str | None = None, dataset: str | None = None
+    ) -> dict[str, Any]:
+        """Sections and dotted names -> values, with `split.shots` where it is asked for, and with what the paper sets
+        for a `dataset` by the name of its card.
 
         Raises
         ------
@@ -43,6 +67,7 @@ class Recipe(BaseModel):
                 raise ParamsError(f"{what} {key} is not in the recipe: it has {', '.join(map(str, known)) or 'none'}")
         if shots is not None:
             found |= self.by_shots.get(shots, {}) | {"split.shots": shots, "split.curve_shots": []}
+        found |= self.variants.get(dataset or "", {})
         return found | (self.variants[variant] if variant is not None else {})
 
 

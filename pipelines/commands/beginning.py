@@ -4,11 +4,28 @@ import re
 from pathlib import Path
 from typing import Any
 
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 _ASK_MLFLOW = {"compare", "promote", "rollback", "history", "reconcile"}
 _WAITED_FOR = _ASK_MLFLOW | {"predict", "card"}
 """Commands that a person waits for: they do not ask a silent server for minutes."""
+
+
+class Several(TyperCommand):
+    """A command whose repeated options may be given once with several values: `--shots 1 16`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        repeated = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        told: list[str] = []
+        current, taken = "", 0
+        for word in args:
+            if word.startswith("-"):
+                current, taken = (word, 0) if word in repeated else ("", 0)
+            elif current:
+                taken += 1
+                told += [current] if taken > 1 else []
+            told.append(word)
+        return super().parse_args(ctx, told)
 
 
 class Commands(TyperGroup):
@@ -21,7 +38,7 @@ class Commands(TyperGroup):
             ctx.with_resource(hurried())
         if "--help" not in rest:
             _require_place(str(name))
-            if name in _ASK_MLFLOW | {"sweep"}:
+            if name in _ASK_MLFLOW | {"sweep"} or (name == "reproduce" and "--plan" not in rest):
                 _require_mlflow()
         return name, command, rest
 
@@ -32,7 +49,7 @@ def _require_place(command: str) -> None:
     from pipelines.settings import load_settings
 
     if (
-        command in {"sweep", "promote", "up", "describe", "recipe"}
+        command in {"sweep", "promote", "up", "describe", "recipe", "reproduce"}
         or (command in {"down", "status"} and not load_settings().services_folder.is_absolute())
         or (command == "ui" and not load_settings().tracking_uri.startswith("http"))
     ):

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.beginning import Commands, reachable
+from pipelines.commands.beginning import Commands, Several, reachable
+from pipelines.commands.reproduce import reproduce
 
 app = typer.Typer(
     cls=Commands,
@@ -23,6 +24,9 @@ Model = Annotated[
                  help="An artefact's folder, or NAME@ALIAS or NAME/VERSION in the registry."),
 ]  # fmt: skip
 DEFAULT_MODEL = "artifacts/prompt"
+
+
+app.command(cls=Several)(reproduce)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """`coop sweep`: on this machine, or through Prefect's server and its workers with the progress in this terminal."""
 
 import time
+from collections.abc import Callable
 
 from coop_core.errors import ServiceError
 from coop_core.params import Params, load_params
@@ -8,7 +9,7 @@ from coop_core.sweeps.sweep import require_sweep
 from pipelines import console, paths
 from pipelines.environment import use_prefect
 from pipelines.settings import Settings, prefect_login
-from pipelines.sweeps.outcome import Standing, read_outcome
+from pipelines.sweeps.outcome import Outcome, Standing, read_outcome
 from pipelines.sweeps.sweeping import check, sweep
 from pipelines.sweeps.trainers import LocalTrainers, local_slots
 from pipelines.sweeps.view import details, print_outcome
@@ -23,13 +24,16 @@ def run_sweep(settings: Settings, *, local: bool, jobs: int | None, detach: bool
     params = load_params(paths.PARAMS)
     check(params)
     if settings.prefect_api_url is None or local:
-        _here(params, settings, jobs)
+        print_outcome(sweep_here(params, settings, jobs), settings)
     else:
         use_prefect(settings.prefect_api_url, settings.services_folder / "client", prefect_login(settings))
         _through_prefect(params, settings, detach=detach)
 
 
-def _here(params: Params, settings: Settings, jobs: int | None) -> None:
+def sweep_here(
+    params: Params, settings: Settings, jobs: int | None, *, hear: Callable[[Standing], object] = lambda standing: None
+) -> Outcome:
+    """On this machine, with its progress in this terminal; `hear` is told how far it is."""
     name = require_sweep(params).name
     logs, slots = settings.cache_folder / paths.TRAINER_LOGS / name, local_slots(settings, jobs)
     console.console.print(f"{len(slots)} trainer(s) on this machine; log: {logs}", highlight=False, soft_wrap=True)
@@ -37,9 +41,9 @@ def _here(params: Params, settings: Settings, jobs: int | None) -> None:
 
         def show(standing: Standing) -> None:
             update(standing.done, standing.planned, details=details(standing))
+            hear(standing)
 
-        outcome = sweep(params, settings, LocalTrainers(settings, slots, log_folder=logs), show=show)
-    print_outcome(outcome, settings)
+        return sweep(params, settings, LocalTrainers(settings, slots, log_folder=logs), show=show)
 
 
 def _through_prefect(params: Params, settings: Settings, *, detach: bool) -> None:

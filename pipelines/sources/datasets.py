@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from coop_core.data.archives import appearing, remove_leftovers
-from coop_core.data.catalog import read_source
+from coop_core.data.catalog import read_class_names, read_source
 from coop_core.data.dataset import Dataset, read_dataset
 from coop_core.data.descriptions import read_descriptions
 from coop_core.data.importers import import_dataset
@@ -69,6 +69,8 @@ def _bring(params: DatasetParams, target: Path, settings: Settings, *, progress:
     card, beside = read_source(Path(params.source))
     if isinstance(card.descriptions, str):
         card = card.model_copy(update={"descriptions": read_descriptions(beside / card.descriptions)})
+    if isinstance(card.class_names, str):
+        card = card.model_copy(update={"class_names": read_class_names(beside / card.class_names)})
     root = fetch_files(card, beside, cache=settings.cache_folder / paths.DOWNLOADS, settings=settings)
     return import_dataset(
         card, root / card.path, target, test_fraction=params.test_fraction, accept=params.accept, progress=progress,

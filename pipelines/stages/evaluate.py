@@ -17,6 +17,7 @@ from coop_core.features.examples import DecodedImages
 from coop_core.features.extract import load_features
 from coop_core.files import read_json, read_tensors, write_json, write_text
 from coop_core.judging.classifier import LinearClassifier
+from coop_core.judging.confidence import at_temperature, selective
 from coop_core.judging.evaluation import Evaluation, evaluate
 from coop_core.params import Params, load_params
 from pipelines import console, paths
@@ -71,7 +72,15 @@ def main() -> None:
     few_shot_curve.append(
         {"shots": params.split.shots, **{name: evaluations[name].accuracy for name in (method, "linear probe")}}
     )
-    write_json(paths.EVALUATION / "evaluation.json", _report(params, split, evaluations, few_shot_curve))
+    answering = {
+        "temperature": prompt.temperature,
+        "threshold": prompt.threshold,
+        "validation_images": prompt.card.get("answering", {}).get("validation_images"),
+        "calibration_error_before": judge(at_temperature(found[method], 1 / prompt.temperature)).calibration_error,
+        **selective(found[method], labels, threshold=prompt.threshold),
+    }
+    report = {**_report(params, split, evaluations, few_shot_curve), "answering": answering}
+    write_json(paths.EVALUATION / "evaluation.json", report)
     write_text(paths.EVALUATION / "predictions.csv", predictions(split.test, found, method=method))
     write_json(paths.METRICS, headline(evaluations))
 
