@@ -27,9 +27,13 @@ class Answerer:
         *,
         class_names: Sequence[str],
         features: Callable[[Tensor], Tensor] | None = None,
+        temperature: float = 1.0,
+        threshold: float = 0.0,
     ) -> None:
         """`features`: what a method's own image tower says of pixels, where it reads them."""
         self._answers, self.class_names, self._features = answers, tuple(class_names), features
+        self._temperature, self.threshold = temperature, threshold
+        """Of probabilities, the least that is an answer."""
 
     @property
     def reads(self) -> Reads:
@@ -47,8 +51,10 @@ class Answerer:
         if self._features is not None:
             images = self._features(images)
         if isinstance(self._answers, LinearClassifier):
-            return self._answers.probabilities(images)
-        return logits_in_pieces(self._answers, images).softmax(dim=-1)
+            logits = self._answers.logits(images)
+        else:
+            logits = logits_in_pieces(self._answers, images)
+        return (logits / self._temperature).softmax(dim=-1)
 
     def of_examples(self, examples: Examples) -> Tensor:
         """Probabilities (n, c) of every image's test view, on the CPU; examples hold what it reads."""
@@ -71,11 +77,14 @@ def answerer(
     *,
     backbone: Backbone | None = None,
     class_names: Sequence[str] | None = None,
+    template: str | None = None,
     engine: Engine | None = None,
 ) -> Answerer:
     """An artefact's answers, for its own classes or re-bound to others.
 
-    `backbone` is the one to compute with, or None to load what the card names where the answers need it.
+    Its temperature and threshold were fitted among its own classes, and serve no others.
+    `backbone` is the one to compute with, or None to load what the card names where the answers need it. `template`
+    is that of the other classes' data set, for methods that read class texts.
 
     Raises
     ------
@@ -83,10 +92,10 @@ def answerer(
         For another backbone, an unknown method, or a method that knows its own classes alone.
     """
     names = tuple(class_names or artifact.class_names)
-    own = artifact.classifier if names == artifact.class_names else None
-    if own is not None and artifact.reads == "features":
-        return Answerer(own, class_names=names)
-    learner = restore_learner(artifact, backbone or artifact.load_backbone(), names, engine=engine)
-    if own is not None:
-        return Answerer(own, class_names=names, features=_own_features(learner))
-    return answer_with(learner, class_names=names)
+    is_own = names == artifact.class_names
+    how: dict[str, Any] = {"temperature": artifact.temperature, "threshold": artifact.threshold} if is_own else {}
+    if artifact.classifier is not None and is_own and artifact.reads == "features":
+        return Answerer(artifact.classifier, class_names=names, **how)
+    learner = restore_learner(artifact, backbone or artifact.load_backbone(), names, template=template, engine=engine)
+    answers = artifact.classifier if is_own else collapsed(learner)
+    return Answerer(answers or learner, class_names=names, features=_own_features(learner), **how)

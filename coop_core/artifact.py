@@ -6,61 +6,31 @@
 """
 
 import logging
-import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
-from coop_core.backbone import Backbone, Precision, backbone_name, digest_tensors, load_backbone
+from coop_core.backbone import Backbone, backbone_name, digest_tensors, load_backbone
+from coop_core.card import SCHEMA, CardFields
 from coop_core.data.dataset import words
-from coop_core.data.split import Split
 from coop_core.data.views import ImageTransform
 from coop_core.errors import ArtifactError
 from coop_core.features.extract import key_of
 from coop_core.files import digest_json, read_json, read_tensors, write_json, write_tensors
 from coop_core.judging.classifier import LinearClassifier
-from coop_core.methods import Learner, MethodParams, Reads, Task, load_method, method_names
+from coop_core.methods import Learner, Reads, Task, load_method, method_names
 from coop_core.methods.learner import collapsed
 from coop_core.prompts.engine import Engine
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 2
 _READABLE = (1, 2)
 """Cards of schema 1 do not carry a digest of themselves."""
-_LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "numpy", "scipy")
-
-
-class _TransformFields(BaseModel):
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: Literal["bicubic", "bilinear"]
-    resize_mode: Literal["shortest", "squash"]
-
-
-class _BackboneFields(BaseModel):
-    architecture: str
-    pretrained: str | None
-    image_precision: Precision = "float32"
-    weights_digest: str
-    transform: _TransformFields
-
-
-class _CardFields(BaseModel):
-    """What loading relies on; a card holds more."""
-
-    method: dict[str, Any]
-    backbone: _BackboneFields
-    class_names: list[str] = Field(min_length=2)
-    data: dict[str, Any]
-    digests: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -81,6 +51,16 @@ class Artifact:
         return load_backbone(ours["architecture"], ours["pretrained"], image_precision=precision, device=device)
 
     @property
+    def temperature(self) -> float:
+        """What logits of its own classes are divided by."""
+        return float(self.card.get("answering", {}).get("temperature", 1.0))
+
+    @property
+    def threshold(self) -> float:
+        """The least confidence that is an answer among its own classes."""
+        return float(self.card.get("answering", {}).get("threshold", 0.0))
+
+    @property
     def reads(self) -> Reads:
         """What its method reads."""
         name = self.card["method"].get("name")
@@ -96,55 +76,6 @@ class Artifact:
         constants = dict(self.card["backbone"]["transform"])
         mean, std = tuple(constants.pop("mean")), tuple(constants.pop("std"))
         return ImageTransform(mean=mean, std=std, **constants)
-
-
-def make_card(
-    *,
-    learner: Learner,
-    method: MethodParams,
-    backbone: Backbone,
-    split: Split,
-    shots: int,
-    params: dict[str, Any],
-    curve: Sequence[dict[str, Any]],
-    code_revision: str,
-) -> dict[str, Any]:
-    """Everything that made a learned prompt; digests of the two tensor files are added by `write_artifact`."""
-    encoder = getattr(learner, "encoder", None)
-    is_built = not any(parameter.requires_grad for parameter in learner.parameters())
-    return {
-        "schema": SCHEMA,
-        "method": method.model_dump(),
-        "learned": {name: list(tensor.shape) for name, tensor in learner.state_dict().items()},
-        "backbone": {
-            "architecture": backbone.architecture,
-            "pretrained": backbone.pretrained,
-            "image_precision": backbone.image_precision,
-            "family": backbone.family,
-            "weights_digest": backbone.weights_digest,
-            "logit_scale": backbone.logit_scale,
-            "transform": asdict(backbone.transform),
-            "transform_digest": backbone.transform.digest,
-        },
-        "engine": encoder.summary() if encoder else {},
-        "answering": {"prompts_per_image": getattr(learner, "prompts_per_image", 0)},
-        "class_names": list(split.class_names),
-        "template": split.template,
-        "data": {
-            "name": split.dataset_name,
-            "dataset_digest": split.dataset_digest,
-            "train_digest": split.train_digest,
-            "val_digest": split.val_digest,
-            "test_digest": split.test_digest,
-            "shots": shots,
-            "seed": split.seed,
-            "classes": split.classes,
-        },
-        "params": params,
-        "training": {"is_built": is_built, "epochs": len(curve), "last": curve[-1] if curve else None},
-        "code_revision": code_revision,
-        "libraries": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
-    }
 
 
 def write_artifact(folder: Path, learner: Learner, card: dict[str, Any]) -> None:
@@ -181,7 +112,7 @@ def read_artifact(folder: Path) -> Artifact:
     if not isinstance(card, dict) or card.get("schema") not in _READABLE:
         raise ArtifactError(f"{folder}/card.json is not a card of schema {SCHEMA}: train again with `dvc repro`")
     try:
-        _CardFields.model_validate(card)
+        CardFields.model_validate(card)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
         raise ArtifactError(f"{folder}/card.json is not whole ({faults}): restore it, or train again") from None
@@ -202,7 +133,7 @@ def read_artifact(folder: Path) -> Artifact:
 
 
 def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
-    """Context vectors mean nothing on other weights or other pixels: refuse them.
+    """What was learned means nothing on other weights or other pixels: refuse it.
 
     Raises
     ------
@@ -212,16 +143,16 @@ def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
     if ours["weights_digest"] != backbone.weights_digest:
         name = backbone_name(ours["architecture"], ours["pretrained"], ours.get("image_precision", "float32"))
         raise ArtifactError(
-            f"the context vectors were learned on {name} with weights {ours['weights_digest'][:12]}, but this is "
-            f"{backbone.name} with weights {backbone.weights_digest[:12]}: load the backbone they were learned on"
+            f"the artefact was learned on {name} with weights {ours['weights_digest'][:12]}, but this is "
+            f"{backbone.name} with weights {backbone.weights_digest[:12]}: load the backbone it was learned on"
         )
     if artifact.transform != backbone.transform:
         raise ArtifactError(
-            f"the context vectors were learned on images prepared by {artifact.transform}, but {backbone.name} "
-            f"prepares them by {backbone.transform}: load the backbone they were learned on"
+            f"the artefact was learned on images prepared by {artifact.transform}, but {backbone.name} "
+            f"prepares them by {backbone.transform}: load the backbone it was learned on"
         )
     if ours.get("transform_digest", backbone.transform.digest) != backbone.transform.digest:
-        log.warning("the context vectors were learned with another version of the image preparation, so answers may "
+        log.warning("the artefact was learned with another version of the image preparation, so answers may "
                     "differ a little: train again to be sure")  # fmt: skip
 
 
@@ -230,9 +161,12 @@ def restore_learner(
     backbone: Backbone,
     class_names: Sequence[str] | None = None,
     *,
+    template: str | None = None,
     engine: Engine | None = None,
 ) -> Learner:
     """The trained method again, for its own classes or re-bound to others.
+
+    `template` is what methods that read class texts write other classes in; by default it is the artefact's own.
 
     Raises
     ------
@@ -244,22 +178,24 @@ def restore_learner(
     if params.get("name") not in method_names():
         raise ArtifactError(f"the artefact's method {params.get('name')!r} is not in this version of the product")
     module = load_method(params["name"])
-    wanted = tuple(map(words, class_names or artifact.class_names))
+    wanted, own = tuple(map(words, class_names or artifact.class_names)), artifact.card.get("template")
+    rebound = wanted != artifact.class_names
     try:
         learner: Learner = module.build(
             module.Params.model_validate(params),
             backbone=backbone,
-            task=Task(wanted, artifact.card.get("template", "a photo of a {}.")),
+            task=Task(wanted, (rebound and template) or own or "a photo of a {}."),
             generator=torch.Generator().manual_seed(0),
             engine=engine,
             state=artifact.state,
+            rebound=rebound,
         )
     except ValidationError as error:
         raise ArtifactError(f"the artefact's method parameters are not valid: {error.errors()[0]['msg']}") from None
-    if not learner.rebinds and wanted != artifact.class_names:
+    if not learner.rebinds and rebound:
         raise ArtifactError(
             f"this artefact learned something of its own for each of {', '.join(artifact.class_names[:5])}..., so it "
-            "cannot be used with other classes: train coop with method.class_specific: false, or cocoop"
+            "cannot be used with other classes: train coop with method.class_specific: false, cocoop, prolip or gda"
         )
     _load_state(learner, artifact.state)
     return learner

@@ -27,6 +27,13 @@ class Prediction:
     labels: tuple[str, ...]
     """Class names, the most probable first."""
     probabilities: tuple[float, ...]
+    threshold: float = 0.0
+    """The least probability that is an answer."""
+
+    @property
+    def answer(self) -> str | None:
+        """The most probable class, or None where that is not probable enough."""
+        return self.labels[0] if self.probabilities[0] >= self.threshold else None
 
 
 class Predictor:
@@ -117,8 +124,9 @@ class Predictor:
         if self._answerer.reads == "features":
             images = self.backbone.encode_images(images)
         ranked = self._answerer.probabilities(images).sort(dim=-1, descending=True, stable=True)
+        threshold = self._answerer.threshold
         return [
-            Prediction(tuple(self.class_names[i] for i in labels[:top]), tuple(probabilities[:top]))
+            Prediction(tuple(self.class_names[i] for i in labels[:top]), tuple(probabilities[:top]), threshold)
             for labels, probabilities in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
         ]
 

@@ -43,8 +43,8 @@ def _native(text: dict[str, Any], vision: dict[str, Any] = _VIT, **extra: Any) -
     return {"embed_dim": JOINT, "vision_cfg": vision, "text_cfg": {**_TEXT, **text}, "custom_text": True, **extra}
 
 
-def _refused(**text: Any) -> dict[str, Any]:
-    return {"embed_dim": JOINT, "vision_cfg": _VIT, "text_cfg": {**_SMALL_TEXT, **text}}
+def _sentences_only(**text: Any) -> dict[str, Any]:
+    return {"embed_dim": JOINT, "vision_cfg": _VIT, "text_cfg": {**_TEXT, **text}}
 
 
 def _hugging_face(kind: str, pooler: str, proj: str | None) -> dict[str, Any]:
@@ -71,18 +71,21 @@ PADDED = {
     "mt5-mean-linear": _hugging_face("mt5", "mean_pooler", "linear"),
     "m2m-first-row-linear": _hugging_face("m2m_100", "cls_pooler", "linear"),
 }
-REFUSED = {
-    "siglip": _refused(no_causal_mask=True, pool_type="last", proj_bias=True) | {"custom_text": True},
-    "clipa": _refused(no_causal_mask=True, pool_type="last"),
-    "mobileclip-s": _refused(no_causal_mask=True) | {"custom_text": True},
-    "coca": _refused(embed_cls=True)
+SENTENCES_ONLY = {
+    "siglip": _sentences_only(no_causal_mask=True, pool_type="last", proj_bias=True) | {"custom_text": True},
+    "siglip-own-tokenizer": _sentences_only(no_causal_mask=True, pool_type="last", hf_tokenizer_name="mt5")
+    | {"custom_text": True},
+    "clipa": _sentences_only(no_causal_mask=True, pool_type="last"),
+    "mobileclip-s": _sentences_only(no_causal_mask=True) | {"custom_text": True},
+    "coca": _sentences_only(embed_cls=True, output_tokens=True)
     | {"custom_text": True, "multimodal_cfg": {**_SMALL_TEXT, "attn_pooler_heads": 4}}
     | {"vision_cfg": {**_VIT, "attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True}},
-    "worldwide": _refused(pool_type="eos"),
-    "first-row": _refused(pool_type="first"),
-    "class-token": _refused(embed_cls=True) | {"custom_text": True},
-    "max-pooled": _hugging_face("bert", "max_pooler", "linear"),
+    "worldwide": _sentences_only(pool_type="eos", eos_id=49407),
+    "first-row": _sentences_only(pool_type="first"),
+    "class-token": _sentences_only(embed_cls=True) | {"custom_text": True},
 }
+"""Prompts cannot be injected into these."""
+REFUSED = {"max-pooled": _hugging_face("bert", "max_pooler", "linear")}
 OTHERS = {
     "flat-quickgelu": _clip(quick_gelu=True),
     "flat-twin": _clip({**_VIT, "layers": 3}),  # as many image layers as text layers
@@ -108,7 +111,7 @@ class Zoo:
     def architecture(self, name: str) -> str:
         folder = self.root / name
         if not folder.exists():
-            config = {**CAUSAL, **PADDED, **REFUSED, **OTHERS}[name]
+            config = {**CAUSAL, **PADDED, **SENTENCES_ONLY, **REFUSED, **OTHERS}[name]
             _write_model(folder, config, _PREPROCESS.get(name, {}))
         return f"local-dir:{folder}"
 

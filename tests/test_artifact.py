@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from coop_core.artifact import Artifact, check_backbone, make_card, read_artifact, restore_learner, write_artifact
+from coop_core.artifact import Artifact, check_backbone, read_artifact, restore_learner, write_artifact
 from coop_core.backbone import Backbone, load_backbone
+from coop_core.card import make_card
 from coop_core.data.split import Split, SplitImage
 from coop_core.errors import ArtifactError
 from coop_core.methods import Task, coop
@@ -121,7 +122,7 @@ def test_other_backbone_weights_are_refused_naming_both(saved, zoo, backbone):
     other = zoo.backbone("native")
     both = f"with weights {backbone.weights_digest[:12]}.*with weights {other.weights_digest[:12]}"
 
-    with pytest.raises(ArtifactError, match=f"zoo0/flat.*{both}: load the backbone they were learned on"):
+    with pytest.raises(ArtifactError, match=f"zoo0/flat.*{both}: load the backbone it was learned on"):
         restore_learner(read_artifact(folder), other)
 
 
@@ -133,7 +134,7 @@ def test_equal_weights_with_another_activation_are_refused(saved, zoo, tmp_path)
     config["model_cfg"]["quick_gelu"] = True
     (tmp_path / "quick/open_clip_config.json").write_text(json.dumps(config))
 
-    with pytest.raises(ArtifactError, match="load the backbone they were learned on"):
+    with pytest.raises(ArtifactError, match="load the backbone it was learned on"):
         restore_learner(read_artifact(folder), load_backbone(f"local-dir:{tmp_path / 'quick'}", None))
 
 

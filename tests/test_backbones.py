@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import SENTENCES_ONLY
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from coop_core.backbone import base, digest_tensors, load_backbone, pad
 from coop_core.backbone.base import full_float32
@@ -19,7 +21,8 @@ from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.data.views import ImageTransform
 from coop_core.errors import BackboneError, PromptError
 from coop_core.features.extract import feature_key
-from coop_core.prompts.encoder import encode_texts
+from coop_core.methods import coop
+from coop_core.prompts.encoder import encode_texts, read_texts
 
 TEXTS = ["a photo of a cat.", "annual crop land", "two large dogs on a field, and a river by the sea."]
 
@@ -95,12 +98,42 @@ def test_swapping_two_prompt_rows_changes_the_features(zoo, family, relative_err
         ("worldwide", "family worldwide CLIP"),
         ("first-row", "family causal text towers pooled by 'first'"),
         ("class-token", "family native text towers with a class token"),
-        ("max-pooled", "family Hugging Face encoders with max pooling"),
     ],
 )
-def test_a_family_that_cannot_take_prompts_is_refused_by_name(zoo, name, family):
-    with pytest.raises(BackboneError, match=f"{family}.*; supported are OpenAI-type CLIP"):
-        load_backbone(zoo.architecture(name), None)
+def test_a_family_that_cannot_take_prompts_refuses_them_by_name(zoo, name, family):
+    backbone = zoo.backbone(name)
+
+    for refused in (lambda: backbone.text_tower, lambda: coop.Params().check_backbone(backbone)):
+        with pytest.raises(BackboneError, match=f"{family}.*; supported are OpenAI-type CLIP.*gda, probe"):
+            refused()
+
+
+def test_a_pooling_that_is_computed_wrongly_is_refused_at_once(zoo):
+    with pytest.raises(BackboneError, match="family Hugging Face encoders with max pooling"):
+        load_backbone(zoo.architecture("max-pooled"), None)
+
+
+@pytest.mark.parametrize("name", SENTENCES_ONLY)
+def test_class_texts_and_images_are_the_models_own_where_no_prompt_can_be_injected(zoo, name, relative_error):
+    backbone = zoo.backbone(name)
+    size = backbone.transform.size
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+    expected = F.normalize(zoo.texts(name, TEXTS), dim=-1)
+    assert relative_error(read_texts(backbone, TEXTS), expected) <= 1e-6
+    seen, own = (F.normalize(its, dim=-1) for its in (backbone.encode_images(pixels),
+                                                      zoo.model(name).encode_image(pixels)))  # fmt: skip
+    assert relative_error(seen, own) <= 1e-6
+
+
+@pytest.mark.parametrize("name", SENTENCES_ONLY)
+def test_a_class_text_that_would_be_cut_is_refused(zoo, name, open_clip):
+    backbone, cut = zoo.backbone(name), open_clip.get_tokenizer(zoo.architecture(name))
+    fits, too_long = ("a" + " cat" * count for count in (10, 60))
+
+    assert backbone.sentence_tower.count_tokens(fits) == (cut([fits]) != 0).sum()
+    with pytest.raises(PromptError, match=r"tokens, but the text tower takes 40: shorten it"):
+        read_texts(backbone, [too_long])
 
 
 def test_a_tower_that_pools_elsewhere_than_its_tokenizer_ends_is_refused(zoo):

@@ -17,7 +17,8 @@ import torch
 from toy_images import paint, toy_image
 from toy_split import toy_split
 
-from coop_core.artifact import make_card, write_artifact, write_card
+from coop_core.artifact import write_artifact, write_card
+from coop_core.card import make_card
 from coop_core.files import write_array, write_json
 from coop_core.methods import Task
 from coop_core.methods import coop as method

@@ -14,8 +14,9 @@ from toy_params import toy_params
 
 import coop_core.params.sections
 from coop_core.answering import answer_with, answerer
-from coop_core.artifact import make_card, read_artifact, restore_learner, write_artifact
+from coop_core.artifact import read_artifact, restore_learner, write_artifact
 from coop_core.backbone import Backbone
+from coop_core.card import make_card
 from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
 from coop_core.data.importers import import_dataset
@@ -295,7 +296,7 @@ def test_a_search_whose_loss_is_no_number_ends(zoo, dataset, split, monkeypatch)
 def test_what_was_learned_on_other_towers_does_not_answer(prepared, zoo, split, tmp_path):
     training = prepared(GIVEN)
     artifact = kept(training, zoo.backbone("flat"), split, tmp_path / "prompt")
-    with pytest.raises(ArtifactError, match="load the backbone they were learned on"):
+    with pytest.raises(ArtifactError, match="load the backbone it was learned on"):
         answerer(artifact, backbone=zoo.backbone("flat-quickgelu"))
 
 

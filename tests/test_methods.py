@@ -12,12 +12,14 @@ from toy_params import toy_params
 from toy_split import toy_split
 
 from coop_core.answering import answer_with, answerer
-from coop_core.artifact import make_card, read_artifact, restore_learner, write_artifact
+from coop_core.artifact import read_artifact, restore_learner, write_artifact
+from coop_core.card import make_card
 from coop_core.errors import ArtifactError, TrainingError
 from coop_core.features.examples import CachedFeatures
 from coop_core.judging.baselines import linear_probe, prompt_ensemble
 from coop_core.methods import Task, class_mean, load_method, method_names, zero_shot
 from coop_core.methods import linear_probe as probe_method
+from coop_core.methods.learner import ContextParams
 from coop_core.preparing import prepare
 from coop_core.prompts.engine import Engine
 from coop_core.training import Checkpoint, fit
@@ -26,7 +28,14 @@ NAMES = ("cat", "sea lake", "river")
 OTHERS = ["dog", "red fox"]
 METHODS = [{"name": "coop", "n_context": 2}, {"name": "cocoop", "n_context": 2, "initial_words": None},
            {"name": "biomedcoop"}, {"name": "upl", "members": 2, "n_context": 2},
-           {"name": "class_mean"}, {"name": "linear_probe"}, {"name": "zero_shot"}]  # fmt: skip
+           {"name": "gda"}, {"name": "prolip", "learning_rate": 0.01, "penalty": 0.01}, {"name": "class_mean"},
+           {"name": "linear_probe"}, {"name": "probe", "epochs": 50}, {"name": "tip_adapter"},
+           {"name": "zero_shot"}]  # fmt: skip
+BUILT = [method["name"] for method in METHODS
+         if not issubclass(load_method(method["name"]).Params, ContextParams | zero_shot.Params)]  # fmt: skip
+"""Of methods that are finished when they are built from examples."""
+OWN_CLASSES = ("class_mean", "linear_probe", "probe", "tip_adapter")
+"""Of methods that know their own classes alone."""
 
 
 def images(count: int = 12, *, views: int = 2) -> CachedFeatures:
@@ -50,10 +59,10 @@ def trained(backbone, zoo):
     return train
 
 
-def training_of(params: Any, backbone: Any, **options: Any) -> Any:
+def training_of(params: Any, backbone: Any, *, fitted: bool = True, **options: Any) -> Any:
     training = prepare(params, split=toy_split(NAMES), backbone=backbone, examples=images(), validation=images(6),
                        **options)  # fmt: skip
-    return params, training, fit(training)
+    return params, training, fit(training) if fitted else []
 
 
 def kept(params: Any, training: Any, curve: Any, backbone: Any, folder: Any) -> Any:
@@ -89,11 +98,11 @@ def test_a_method_learns_what_the_images_show(trained, method):
     curve = trained(method)[2]
 
     assert curve[-1].loss <= curve[0].loss
-    if method["name"] in ("class_mean", "linear_probe"):
+    if method["name"] in BUILT:
         assert curve[-1].val_accuracy == 1.0
 
 
-@pytest.mark.parametrize("name", ["class_mean", "linear_probe"])
+@pytest.mark.parametrize("name", BUILT)
 def test_a_method_that_is_built_from_examples_has_one_row_of_curve_and_no_step(trained, name):
     _, training, curve = trained({"name": name})
 
@@ -101,7 +110,7 @@ def test_a_method_that_is_built_from_examples_has_one_row_of_curve_and_no_step(t
     assert list(training.learner.parameters()) == []
 
 
-@pytest.mark.parametrize("name", ["class_mean", "linear_probe"])
+@pytest.mark.parametrize("name", BUILT)
 def test_a_method_that_is_built_from_examples_says_so_without_any(backbone, name):
     module = load_method(name)
 
@@ -110,8 +119,11 @@ def test_a_method_that_is_built_from_examples_says_so_without_any(backbone, name
 
 
 @pytest.mark.parametrize(
-    "method", [*METHODS[4:6], {"name": "coop", "n_context": 2, "class_specific": True}], ids=lambda m: m["name"]
-)
+    "method",
+    [*(method for method in METHODS if method["name"] in OWN_CLASSES),
+     {"name": "coop", "n_context": 2, "class_specific": True}],
+    ids=lambda method: method["name"],
+)  # fmt: skip
 def test_what_was_learned_of_its_own_classes_is_not_used_with_others(trained, backbone, tmp_path, method):
     artifact = kept(*trained(method), backbone, tmp_path / "prompt")
 
@@ -119,8 +131,10 @@ def test_what_was_learned_of_its_own_classes_is_not_used_with_others(trained, ba
         answerer(artifact, backbone=backbone, class_names=OTHERS)
 
 
-@pytest.mark.parametrize("method", [*METHODS[:4], METHODS[6]], ids=lambda method: method["name"])
-def test_what_does_not_know_its_classes_is_used_with_other_classes(trained, backbone, tmp_path, method):
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS if method["name"] not in OWN_CLASSES], ids=lambda method: method["name"]
+)
+def test_what_is_not_of_its_own_classes_is_used_with_others(trained, backbone, tmp_path, method):
     artifact = kept(*trained(method), backbone, tmp_path / "prompt")
 
     found = answerer(artifact, backbone=backbone, class_names=OTHERS).probabilities(images(5).features[:, 0])
@@ -218,9 +232,10 @@ def test_cocoop_answers_a_few_images_at_a_time_where_memory_is_short(backbone, z
 
 
 def test_an_answer_of_cocoop_costs_a_prompt_a_class_and_a_collapsed_one_none(trained):
-    prompts = [answer_with(trained(method)[1].learner, class_names=NAMES).prompts_per_image for method in METHODS]
+    prompts = {method["name"]: answer_with(trained(method)[1].learner, class_names=NAMES).prompts_per_image
+               for method in METHODS}  # fmt: skip
 
-    assert prompts == [0, 3, 0, 0, 0, 0, 0]
+    assert prompts == {method["name"]: 3 if method["name"] == "cocoop" else 0 for method in METHODS}
 
 
 def test_cocoop_goes_on_from_its_checkpoint_to_equal_bytes(trained, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from test_stages import COLOURS, PARAMS, paint_images, working_in, write_params
 
+import coop_core.artifact
 import coop_core.params.sections
 from coop_core.artifact import read_artifact
 from pipelines import paths
@@ -21,6 +22,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "class_mean": {},
     "linear_probe": {"steps": 1},
     "zero_shot": {"templates": ["an image of {}."], "own_template": True},
+    "gda": {},
+    "probe": {"epochs": 20},
+    "tip_adapter": {},
+    "prolip": {"steps": 10},
     "biomedcoop": {"n_context": None, "initial_words": "a photo of a", "sccm_weight": 0.5, "kdsp_weight": 0.25,
                    "selection_threshold": 1.5},
     "upl": {"members": 2, "n_context": 2},
@@ -31,7 +36,8 @@ METHODS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module", autouse=True)
 def _load_the_backbone_once(mini) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coop_core.params.sections, "load_backbone", lambda *named, **more: mini)
+        for module in (coop_core.params.sections, coop_core.artifact):
+            patch.setattr(module, "load_backbone", lambda *named, **more: mini)
         yield
 
 
@@ -72,6 +78,13 @@ def drop(path: Path, names: set[str]) -> None:
     path.write_text("".join(line for line in lines if line.strip().split(":")[0] not in names))
 
 
+def cost_of(method: str) -> str:
+    """What an answer costs, in the words of the page."""
+    own = {"cocoop": "3 prompts through the text tower", "tip_adapter": "a few matrix products",
+           "prolip": "a few matrix products"}  # fmt: skip
+    return own.get(method, "one matrix product")
+
+
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
@@ -98,7 +111,7 @@ def test_the_card_and_the_page_say_what_an_answer_costs(done):
     prompts = 3 if method == "cocoop" else 0
 
     assert read_artifact(folder / "artifacts/prompt").card["answering"] == {"prompts_per_image": prompts}
-    said = "3 prompts through the text tower" if prompts else "one matrix product"
+    said = cost_of(method)
     assert f"an answer costs {said}." in (folder / "artifacts/report/report.html").read_text()
 
 
@@ -160,9 +173,8 @@ def test_how_long_training_took_makes_no_other_run(done, tmp_path):
 def test_the_card_on_the_command_line_begins_with_what_an_answer_costs(done, capsys):
     cli.card(model="artifacts/prompt")
 
-    cost = "3 prompts through the text tower" if done[1] == "cocoop" else "one matrix product"
     said = capsys.readouterr().out
-    assert said.startswith(f"answer: costs {cost} once its image is encoded\nschema: ")
+    assert said.startswith(f"answer: costs {cost_of(done[1])} once its image is encoded\nschema: ")
     assert ("\nengine:" in said) == (done[1] in LEARNING)
 
 

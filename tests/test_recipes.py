@@ -52,6 +52,7 @@ def test_every_recipe_in_all_its_ways_is_a_valid_setting(project, name, shots, v
         ("cocoop-cvpr22", {}, {"epochs": 10, "batch_size": 1, "learning_rate": 0.002}),
         ("upl-2022", {}, {"epochs": 50, "batch_size": 32, "learning_rate": 0.002}),
         ("biomedcoop-cvpr25", {}, {"epochs": 100, "batch_size": 4, "learning_rate": 0.0025}),
+        ("coop-guided-cvpr24", {}, {"epochs": 10, "batch_size": 4, "learning_rate": 0.0035}),
     ],
 )  # fmt: skip
 def test_the_schedule_is_the_published_one(project, name, how, expected) -> None:

@@ -397,7 +397,7 @@ def test_what_is_built_at_once_has_its_accuracies_in_words_and_no_curve(tmp_path
     html = written(arguments)
     text = " ".join(Page(html).text.split())
     assert (
-        "The class mean is built from its examples at once, without epochs. It is right on 75 % of the training "
+        "The class mean is built from its examples at once. It is right on 75 % of the training "
         "images and on 50 % of the validation images."
     ) in text
     assert "Loss and accuracy by epoch" not in html

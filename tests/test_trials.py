@@ -12,7 +12,7 @@ from toy_params import toy_params
 from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
 from coop_core.data.importers import import_dataset
-from coop_core.errors import PromptError, SplitError, TrainingError
+from coop_core.errors import BackboneError, PromptError, SplitError, TrainingError
 from coop_core.params import Params
 from coop_core.prompts import engine
 from coop_core.prompts.engine import Engine
@@ -124,9 +124,10 @@ def test_another_backbone_has_features_of_its_own(runner, trial, dataset):
 def test_a_trial_has_a_score_a_test_set(runner, trial, dataset):
     tests = {"again": {"source": "toys"}, "other": {"source": "toys", "class_names": {"cat": "red fox"}}}
 
-    shared, own = runner.run(
-        [trial(tests=tests), trial(tests=tests, method={"class_specific": True})], dataset,
-        tests={"again": dataset, "other": dataset},
+    shared, own, *heads = runner.run(
+        [trial(tests=tests, method=method) for method in ({}, {"class_specific": True}, {"name": "gda"},
+                                                          {"name": "prolip"}, {"name": "coop", "decoupled": 0.5})],
+        dataset, tests={"again": dataset, "other": dataset},
     )  # fmt: skip
 
     assert shared.tests["again"] == {"learned": pytest.approx(shared.accuracy),
@@ -134,3 +135,23 @@ def test_a_trial_has_a_score_a_test_set(runner, trial, dataset):
     assert set(shared.tests["other"]) == {"learned", "zero_shot"}
     assert shared.metrics()["tests/other/learned"] == shared.tests["other"]["learned"]
     assert own.tests == {"again": own.tests["again"], "other": {}}
+    for head in heads:
+        assert head.tests["again"]["learned"] == pytest.approx(head.accuracy)
+        assert set(head.tests["other"]) == {"learned", "zero_shot"}
+
+
+def test_what_is_built_from_examples_took_its_building(runner, trial, dataset):
+    short, long = runner.run([trial(method={"name": "prolip", "steps": steps}) for steps in (0, 1000)], dataset)
+
+    assert long.seconds > short.seconds + 0.05
+
+
+def test_a_backbone_that_takes_no_prompts_is_refused_before_its_features(runner, trial, dataset):
+    refused, built = runner.run([trial(architecture="siglip"), trial(architecture="siglip", method={"name": "gda"})],
+                                dataset)  # fmt: skip
+    alone = TrialRunner(store_folder=runner.store_folder.with_name("empty"), device="cpu")
+    alone.run([trial(architecture="siglip")], dataset)
+
+    assert isinstance(refused, BackboneError)
+    assert isinstance(built, Scores)
+    assert not alone.store_folder.exists()

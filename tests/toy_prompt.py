@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from toy_split import toy_split
 
-from coop_core.artifact import make_card, write_artifact
+from coop_core.artifact import write_artifact
 from coop_core.backbone import Backbone
+from coop_core.card import make_card
 from coop_core.methods import Task, coop
 
 

@@ -5,12 +5,22 @@ The only package that knows open_clip, timm and transformers. Importing it impor
 
 from typing import TYPE_CHECKING
 
-from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, backbone_name, digest_tensors, pad
+from coop_core.backbone.base import (
+    Backbone,
+    Precision,
+    SentenceTower,
+    TextTower,
+    Tokenizer,
+    backbone_name,
+    digest_tensors,
+    pad,
+)
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Backbone", "Precision", "TextTower", "Tokenizer", "backbone_name", "digest_tensors", "load_backbone", "pad"]
+__all__ = ["Backbone", "Precision", "SentenceTower", "TextTower", "Tokenizer", "backbone_name", "digest_tensors",
+           "load_backbone", "pad"]  # fmt: skip
 
 
 def load_backbone(
@@ -28,7 +38,8 @@ def load_backbone(
     ------
     BackboneError
         For unknown names, weights that cannot be had, an activation that does not fit the weights, and text
-        towers of a family that prompts cannot be injected into (the message names the family).
+        towers that open_clip itself computes wrongly. Families that prompts cannot be injected into load, and refuse
+        prompts by `Backbone.text_tower` (the message names the family).
     """
     if architecture == "mini":
         from coop_core.backbone.mini import load_mini

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from coop_core.data.views import ImageTransform
-from coop_core.errors import PromptError
+from coop_core.errors import BackboneError, PromptError
 from coop_core.files import digest_bytes, digest_json
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -79,6 +79,18 @@ class TextTower(Protocol):
         """The model's own way from full-length token ids (n, context_length) to features (n, d)."""
 
 
+class SentenceTower(Protocol):
+    """A text tower that reads whole sentences alone, the model's own way: no prompt can be injected into it."""
+
+    context_length: int
+
+    def count_tokens(self, text: str) -> int:
+        """Token slots a sentence fills, special tokens included."""
+
+    def encode_sentences(self, texts: list[str]) -> Tensor:
+        """Sentences that fit -> features (n, d), not normalised."""
+
+
 @dataclass(frozen=True)
 class Backbone:
     architecture: str
@@ -97,10 +109,19 @@ class Backbone:
     config: dict[str, Any]
     """What decides the features besides weights: activation, heads, pooling."""
     device: torch.device
+    sentence_tower: SentenceTower | None = None
+    """What reads class texts where no prompt can be injected; None where the text tower takes prompts."""
+    refusal: str = ""
+    """Why not, as a sentence."""
 
     @property
     def name(self) -> str:
         return backbone_name(self.architecture, self.pretrained, self.image_precision)
+
+    def check_prompts(self) -> None:
+        """Raises BackboneError where prompts cannot be injected."""
+        if self.sentence_tower is not None:
+            raise BackboneError(self.refusal)
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -110,7 +131,14 @@ class Backbone:
 
     @cached_property
     def text_tower(self) -> TextTower:
-        """Built when first asked for, and checked: its injected prompts must equal the model's own encoding."""
+        """Built when first asked for, and checked: its injected prompts must equal the model's own encoding.
+
+        Raises
+        ------
+        BackboneError
+            Where prompts cannot be injected; `sentence_tower` reads class texts there.
+        """
+        self.check_prompts()
         tower = self.load_text_tower()
         verify_text_tower(tower, name=self.name)
         return tower

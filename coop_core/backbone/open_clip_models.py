@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze
-from coop_core.backbone.tokenizers import from_hugging_face, from_simple_tokenizer
+from coop_core.backbone.tokenizers import from_hugging_face, from_simple_tokenizer, token_counter
 from coop_core.backbone.torchvision_operators import declare_missing_operators
-from coop_core.backbone.towers import CausalTextTower, PaddedTextTower
+from coop_core.backbone.towers import CausalTextTower, PaddedTextTower, WholeSentences
 from coop_core.data.views import ImageTransform
 from coop_core.errors import BackboneError
 
@@ -25,7 +26,7 @@ def load_open_clip(
     import open_clip
 
     model, config = _create(open_clip, architecture, pretrained)
-    family = text_family(model)
+    family, takes_prompts = text_family(model)
     device = torch.device(device)
     freeze(model).to(device)
     model.visual.to(getattr(torch, image_precision))
@@ -37,56 +38,73 @@ def load_open_clip(
         family=family,
         transform=_image_transform(architecture, model.visual.preprocess_cfg),
         logit_scale=model.logit_scale.detach().float().exp().item(),
-        image_tower=model.visual,
+        image_tower=_PooledAlone(model.visual) if type(model).__name__ == "CoCa" else model.visual,
         load_text_tower=lambda: _text_tower(open_clip, architecture, model),
         load_weights=model.state_dict,
         config=config,
         device=device,
+        sentence_tower=None if takes_prompts else _sentence_tower(open_clip, architecture, model, device),
+        refusal="" if takes_prompts else _refusal(family),
     )
 
 
-def text_family(model: Any) -> str:
-    """Name the text tower's family, or refuse the model.
+class _PooledAlone(nn.Module):
+    """CoCa's image tower without the tokens that it gives beside its features."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        pooled: Tensor = self.visual(pixels)[0]
+        return pooled
+
+
+def text_family(model: Any) -> tuple[str, bool]:
+    """-> (the text tower's family, whether prompts can be injected into it exactly).
+
+    They cannot where features depend on what stands after the prompt, or embeddings are hidden.
 
     Raises
     ------
     BackboneError
-        For families whose features depend on what stands after the prompt, or that hide their embeddings.
+        For a pooling that open_clip computes wrongly.
     """
     kind = type(model).__name__
     if kind == "CoCa":
-        raise _refused("CoCa (a class token appended behind the padding)")
+        return "CoCa (a class token appended behind the padding)", False
     if kind == "CLIP":
         return _native_family(model, model.text_pool_type, name="OpenAI-type CLIP")
     text: Any = getattr(model, "text", None)
     if type(text).__name__ == "HFTextEncoder":
         pooler = type(text.pooler).__name__
         if pooler == "MaxPooler":
-            raise _refused("Hugging Face encoders with max pooling (open_clip 3.3 inverts its mask)")
-        return f"Hugging Face encoder ({text.config.model_type}, padding masked, {pooler})"
+            raise BackboneError(_refusal("Hugging Face encoders with max pooling (open_clip 3.3 inverts its mask)"))
+        return f"Hugging Face encoder ({text.config.model_type}, padding masked, {pooler})", True
     if type(text).__name__ == "TextTransformer":
         if text.cls_emb is not None or text.use_pad_mask:
-            raise _refused("native text towers with a class token or a padding mask")
+            return "native text towers with a class token or a padding mask", False
         return _native_family(text, text.pool_type, name="native text transformer")
-    raise _refused(f"{kind} with a text tower of type {type(text).__name__}")
+    return f"{kind} with a text tower of type {type(text).__name__}", False
 
 
-def _native_family(module: Any, pool_type: str, *, name: str) -> str:
+def _native_family(module: Any, pool_type: str, *, name: str) -> tuple[str, bool]:
     if module.attn_mask is None:
         if pool_type == "last":
-            raise _refused("SigLIP and CLIPA (no causal mask, pooled at the last slot, which is padding)")
-        raise _refused("MobileCLIP-S and others without a causal mask (padding is attended to)")
+            return "SigLIP and CLIPA (no causal mask, pooled at the last slot, which is padding)", False
+        return "MobileCLIP-S and others without a causal mask (padding is attended to)", False
     if pool_type == "eos":
-        raise _refused("worldwide CLIP (its own end-of-text id and multilingual tokenizers)")
+        return "worldwide CLIP (its own end-of-text id and multilingual tokenizers)", False
     if pool_type != "argmax":
-        raise _refused(f"causal text towers pooled by {pool_type!r} instead of at EOT")
-    return f"{name} (causal, pooled at EOT)"
+        return f"causal text towers pooled by {pool_type!r} instead of at EOT", False
+    return f"{name} (causal, pooled at EOT)", True
 
 
-def _refused(family: str) -> BackboneError:
-    return BackboneError(
+def _refusal(family: str) -> str:
+    return (
         f"backbone.architecture has a text tower of the family {family}, which context vectors cannot be "
-        f"injected into exactly; supported are {SUPPORTED}"
+        f"injected into exactly; supported are {SUPPORTED}; methods that read class texts alone, such as gda, probe, "
+        "prolip and tip_adapter, take the others as well"
     )
 
 
@@ -154,6 +172,16 @@ def _text_tower(open_clip: Any, architecture: str, model: Any) -> TextTower:
         context_length=tokenizer[1],
         pad_id=text.config.pad_token_id,
     )
+
+
+def _sentence_tower(open_clip: Any, architecture: str, model: Any, device: torch.device) -> WholeSentences:
+    """The model's own tokenizer and text encoder, for what cannot take prompts."""
+    tokenizer = open_clip.get_tokenizer(architecture)
+
+    def encode(texts: list[str]) -> Tensor:
+        return model.encode_text(tokenizer(texts).to(device))
+
+    return WholeSentences(encode, token_counter(tokenizer), context_length=tokenizer.context_length)
 
 
 def _tokenizer(open_clip: Any, architecture: str) -> tuple[Tokenizer, int]:

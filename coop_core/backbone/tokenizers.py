@@ -1,5 +1,6 @@
 """Tokenizers of open_clip and Hugging Face -> one shape that never truncates in silence."""
 
+from collections.abc import Callable
 from typing import Any
 
 from coop_core.backbone.base import Tokenizer
@@ -34,3 +35,17 @@ def from_hugging_face(tokenizer: Any, *, clean: Any = lambda text: text) -> Toke
         # An unknown word is an ordinary piece: rare, but no end of anything.
         special_ids=frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id},
     )
+
+
+def token_counter(tokenizer: Any) -> Callable[[str], int]:
+    """open_clip's tokenizer, which cuts long texts -> how many slots a text fills, special tokens included."""
+    if hasattr(tokenizer, "sot_token_id"):
+        return lambda text: len(tokenizer.encode(text)) + 2
+    inner, clean = tokenizer.tokenizer, tokenizer.clean_fn
+    adds_its_own = tokenizer.tokenizer_mode == "clips"  # SOT, EOT and a class token in the last slot
+
+    def count(text: str) -> int:
+        ids = inner(clean(text), truncation=False, verbose=False, add_special_tokens=not adds_its_own).input_ids
+        return len(ids) + 3 * adds_its_own
+
+    return count

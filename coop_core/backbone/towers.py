@@ -2,6 +2,8 @@
 
 CausalTextTower       OpenAI-type CLIP and open_clip's native text transformer: causal mask, EOT pooling
 PaddedTextTower       Hugging Face encoders: no causal mask, padding masked, pooled over or at the first token
+
+WholeSentences reads sentences alone, for the families that prompts cannot be injected into.
 """
 
 import copy
@@ -134,6 +136,21 @@ class PaddedTextTower:
     def encode_words(self, token_ids: Tensor) -> Tensor:
         mask = (token_ids != self.pad_id).long()
         return self.project(self.pool(self.encoder(input_ids=token_ids, attention_mask=mask), mask))
+
+
+class WholeSentences:
+    """Sentences encoded by the model's own tokenizer and text encoder (`SentenceTower`)."""
+
+    def __init__(
+        self, encode: Callable[[list[str]], Tensor], count_tokens: Callable[[str], int], *, context_length: int
+    ) -> None:
+        self._encode, self._count, self.context_length = encode, count_tokens, context_length
+
+    def count_tokens(self, text: str) -> int:
+        return self._count(text)
+
+    def encode_sentences(self, texts: list[str]) -> Tensor:
+        return self._encode(texts)
 
 
 def mean_pool(output: Any, mask: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from coop_core.backbone import Backbone
 from coop_core.judging.classifier import LinearClassifier
-from coop_core.prompts.encoder import encode_texts
+from coop_core.prompts.encoder import read_texts
 
 COARSE_GRID = tuple(10.0**power for power in (6, 4, 2, 0, -2, -4, -6))
 """First values of C in the linear probe's search (CoOp, lpclip)."""
@@ -35,7 +35,7 @@ _Step = tuple[Tensor, Tensor, float]
 
 def zero_shot(backbone: Backbone, class_names: Sequence[str], template: str) -> LinearClassifier:
     """One hand-written prompt a class (Radford et al. 2021, section 3.1)."""
-    weights = encode_texts(backbone.text_tower, [template.format(name) for name in class_names])  # (c, d)
+    weights = read_texts(backbone, [template.format(name) for name in class_names])               # (c, d)
     return LinearClassifier(weights, scale=backbone.logit_scale)
 
 

@@ -3,7 +3,7 @@
 A method file holds two public things; adding the file is all it takes to add the method:
 
     class Params(MethodParams)      its hyper-parameters, with ranges and help
-    def build(params, *, backbone, task, generator, engine, examples, validation, state) -> Learner
+    def build(params, *, backbone, task, generator, engine, examples, validation, state, rebound) -> Learner
 
 `preparing.prepare` calls it, `training.fit` trains any learner, `artifact` saves its state and builds it again, and
 `answering` answers with it.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
+    from coop_core.backbone import Backbone
     from coop_core.judging.classifier import LinearClassifier
 
 
@@ -42,6 +43,14 @@ class MethodParams(BaseModel):
     def is_searched(self) -> bool:
         """Whether a search comes before the training (`searching`); the file then has a `supernet` as well."""
         return False
+
+    def check_backbone(self, backbone: "Backbone") -> None:
+        """Refuse a backbone that the method cannot learn on, before anything is computed with it.
+
+        Raises
+        ------
+        BackboneError
+        """
 
 
 @dataclass(frozen=True)
@@ -110,8 +119,12 @@ class Learner(Protocol):
     def load_state_dict(self, state: "dict[str, Tensor]") -> object: ...
 
 
+_SHARED = ("fitting", "guided_coop", "learner")
+"""Files here that are no method."""
+
+
 def method_names() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__) if module.name != "learner"]
+    return [module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED]
 
 
 def load_method(name: str) -> ModuleType:

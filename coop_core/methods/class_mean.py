@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from coop_core.backbone import Backbone
-from coop_core.errors import TrainingError
 from coop_core.judging.classifier import LinearClassifier
 from coop_core.methods import Examples, MethodParams, Task
+from coop_core.methods.fitting import check_classes, given, unit_views
 from coop_core.methods.learner import Fixed
 
 
@@ -39,18 +39,13 @@ def build(
     """
     if state is not None:
         weights = torch.zeros_like(state["weights"])
-    elif examples is not None:
-        weights = _means(examples, len(task.class_names))
     else:
-        raise TrainingError("class_mean is built from examples, and there are none")
+        weights = _means(given(examples, method=params.name), len(task.class_names))
     return Fixed(LinearClassifier(weights, scale=backbone.logit_scale))
 
 
 def _means(examples: Examples, classes: int) -> Tensor:
     """L2-normalised means of L2-normalised features (c, d)."""
-    if empty := set(range(classes)) - set(examples.labels.tolist()):
-        raise TrainingError(f"class_mean needs an image of each class, but label {min(empty)} has none")
-    rows = torch.arange(len(examples.labels), device=examples.labels.device)
+    check_classes(examples.labels, classes, method="class_mean")
     members = F.one_hot(examples.labels, classes).T.float()                       # (c, n)
-    views = [F.normalize(examples.batch(rows, torch.full_like(rows, view)), dim=-1) for view in range(examples.views)]
-    return F.normalize(members @ torch.stack(views).sum(dim=0), dim=-1)
+    return F.normalize(members @ unit_views(examples).sum(dim=1), dim=-1)

@@ -55,6 +55,9 @@ class ContextParams(MethodParams):
             raise ValueError("n_context can be null only with initial_words")
         return self
 
+    def check_backbone(self, backbone: Backbone) -> None:
+        backbone.check_prompts()
+
 
 def first_prompts(
     params: ContextParams,

@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 from coop_core.backbone import Backbone
-from coop_core.errors import TrainingError
 from coop_core.judging import baselines
 from coop_core.judging.classifier import LinearClassifier
 from coop_core.methods import Examples, MethodParams, Task
+from coop_core.methods.fitting import given, progress
 from coop_core.methods.learner import Fixed
 
 
@@ -44,11 +44,10 @@ def build(
     if state is not None:
         weights, bias = torch.zeros_like(state["weights"]), torch.zeros_like(state["bias"])
         return Fixed(LinearClassifier(weights, bias=bias, normalise=False))
-    if examples is None:
-        raise TrainingError("linear_probe is built from examples, and there are none")
-    known = _arrays(examples)
+    known = _arrays(given(examples, method=params.name))
     asked = (known[0][:0], known[1][:0]) if validation is None else _arrays(validation)
-    found = baselines.linear_probe(*known, *asked, steps=params.steps).classifier
+    tell = progress(params.name, "fits")
+    found = baselines.linear_probe(*known, *asked, steps=params.steps, progress=tell).classifier
     assert found.bias is not None
     weights, bias = found.weights.to(backbone.device), found.bias.to(backbone.device)
     return Fixed(LinearClassifier(weights, bias=bias, normalise=False))

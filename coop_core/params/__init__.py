@@ -8,6 +8,7 @@ from coop_core.params.file import flat, load_params, parse_params, patch
 from coop_core.params.run import Params
 from coop_core.params.sections import (
     PINS,
+    AnsweringParams,
     BackboneParams,
     BaselineParams,
     DatasetParams,
@@ -23,7 +24,7 @@ from coop_core.params.sections import (
 from coop_core.params.sweep import Range, SweepParams, poses_a_task
 
 __all__ = [
-    "PINS", "BackboneParams", "BaselineParams", "DatasetParams", "EngineParams", "EvaluateParams", "FeatureParams",
-    "GateParams", "Params", "Range", "SplitParams", "SweepParams", "TargetParams", "TrainParams", "flat", "load_params",
-    "local_weights", "parse_params", "patch", "poses_a_task",
+    "PINS", "AnsweringParams", "BackboneParams", "BaselineParams", "DatasetParams", "EngineParams", "EvaluateParams",
+    "FeatureParams", "GateParams", "Params", "Range", "SplitParams", "SweepParams", "TargetParams", "TrainParams",
+    "flat", "load_params", "local_weights", "parse_params", "patch", "poses_a_task",
 ]  # fmt: skip

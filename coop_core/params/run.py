@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from coop_core.methods import MethodParams, load_method, method_names
 from coop_core.params.sections import (
+    AnsweringParams,
     BackboneParams,
     BaselineParams,
     DatasetParams,
@@ -45,6 +46,7 @@ class Params(Section):
     engine: EngineParams
     baselines: BaselineParams
     evaluate: EvaluateParams
+    answering: AnsweringParams = AnsweringParams()
     tests: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,49}$")], TargetParams] = {}
     """Further test sets by name: base-to-new, cross-dataset, domain generalisation."""
     gate: GateParams = GateParams()
@@ -71,4 +73,5 @@ class Params(Section):
 
     def of_run(self) -> dict[str, Any]:
         """What a run's result can depend on: all but what is tried around it (sweep) and asked after it."""
-        return self.model_dump(exclude={"tests", "gate", "sweep"})
+        own = set() if self.answering.is_fitted else {"answering"}  # what is not asked for makes no other run
+        return self.model_dump(exclude={"tests", "gate", "sweep"} | own)

@@ -186,6 +186,28 @@ class EvaluateParams(Section):
     """Equally wide confidence bins of the reliability diagram and the expected calibration error."""
 
 
+class AnsweringParams(Section):
+    """What is fitted on the validation images once the method is trained, and kept with what was learned."""
+
+    temperature: bool = False
+    """Divide logits by the temperature at which validation labels are likeliest, so that confidence means what it
+    says."""
+    target_accuracy: float | None = Field(default=None, gt=0, lt=1)
+    """Answer only from the confidence on at which so many validation answers are right; null answers everything."""
+    target_share: float | None = Field(default=None, gt=0, lt=1)
+    """Answer only from the confidence on that so many validation images reach."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "AnsweringParams":
+        if self.target_accuracy is not None and self.target_share is not None:
+            raise ValueError("target_accuracy and target_share each decide when to abstain: set one to null")
+        return self
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.temperature or self.target_accuracy is not None or self.target_share is not None
+
+
 class GateParams(Section):
     """What a candidate must show before it becomes champion."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from coop_core.backbone import TextTower, pad
+from coop_core.backbone import Backbone, SentenceTower, TextTower, pad
 from coop_core.backbone.blocks import Deep
 from coop_core.errors import PromptError
 from coop_core.files import digest_json
@@ -28,6 +28,9 @@ from coop_core.prompts.packed_tower import supports_packing
 from coop_core.prompts.padded_prompts import PaddedPrompts
 
 log = logging.getLogger(__name__)
+
+_TOGETHER = 256
+"""Sentences that are encoded in one pass."""
 
 
 class PromptEncoder:
@@ -134,7 +137,25 @@ def best_path(tower: TextTower) -> Path:
     return "packed" if supports_packing(tower) else "cut"
 
 
-def encode_texts(tower: TextTower, texts: list[str], *, batch_size: int = 256) -> Tensor:
+def read_texts(backbone: Backbone, texts: list[str]) -> Tensor:
+    """Plain sentences -> L2-normalised features (n, d), float32, whether or not the tower takes prompts.
+
+    Raises
+    ------
+    PromptError
+        When a sentence is longer than the text tower's context; nothing is truncated.
+    """
+    if (tower := backbone.sentence_tower) is None:
+        return encode_texts(backbone.text_tower, texts)
+    for text in texts:
+        _check_length(text, tower.count_tokens(text), tower)
+    with torch.no_grad():
+        parts = [tower.encode_sentences(texts[start : start + _TOGETHER]).float()
+                 for start in range(0, len(texts), _TOGETHER)]  # fmt: skip
+    return F.normalize(torch.cat(parts), dim=-1)
+
+
+def encode_texts(tower: TextTower, texts: list[str], *, batch_size: int = _TOGETHER) -> Tensor:
     """Plain sentences -> L2-normalised features (n, d), float32, without gradient.
 
     Raises
@@ -144,10 +165,7 @@ def encode_texts(tower: TextTower, texts: list[str], *, batch_size: int = 256) -
     """
     sequences = [tower.tokenizer.tokenize(text) for text in texts]
     for text, sequence in zip(texts, sequences, strict=True):
-        if len(sequence) > tower.context_length:
-            raise PromptError(
-                f"{text!r} has {len(sequence)} tokens, but the text tower takes {tower.context_length}: shorten it"
-            )
+        _check_length(text, len(sequence), tower)
     parts = []
     with torch.no_grad():
         for start in range(0, len(sequences), batch_size):
@@ -156,3 +174,6 @@ def encode_texts(tower: TextTower, texts: list[str], *, batch_size: int = 256) -
     return F.normalize(torch.cat(parts), dim=-1)
 
 
+def _check_length(text: str, tokens: int, tower: TextTower | SentenceTower) -> None:
+    if tokens > tower.context_length:
+        raise PromptError(f"{text!r} has {tokens} tokens, but the text tower takes {tower.context_length}: shorten it")

@@ -72,7 +72,10 @@ def shortcomings(evaluations: Mapping[str, Any], curve: Sequence[Mapping[str, An
 def answer_cost(card: Mapping[str, Any]) -> str:
     """What an answer costs once its image is encoded, by the artefact's card."""
     prompts = card.get("answering", {}).get("prompts_per_image", 0)               # older cards: of methods with none
-    return f"{prompts:,} prompts through the text tower" if prompts else "one matrix product"
+    if prompts:
+        return f"{prompts:,} prompts through the text tower"
+    collapses = "class_weights" in card.get("digests", {"class_weights": ""})
+    return "one matrix product" if collapses else "a few matrix products"
 
 
 def unfinished_epochs(curve: Sequence[Mapping[str, Any]]) -> int:

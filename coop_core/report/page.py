@@ -24,6 +24,8 @@ _LISTED_CLASSES = 40
 """Up to here every class has its own bar and row; beyond, the lowest and highest 20."""
 _NEARLY_CALIBRATED = 0.02
 """Up to this difference of mean confidence and accuracy, a classifier is called as confident as it is right."""
+_FEW_VALIDATION = 200
+"""Up to here a threshold fitted on validation images is called uncertain."""
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -99,6 +101,8 @@ def _findings(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]]) -> d
         "rows": _rows(evaluations),
         "confidence": _mean_confidence(learned),
         "nearly_calibrated": _NEARLY_CALIBRATED,
+        "answering": evaluations.get("answering"),
+        "few_validation": _FEW_VALIDATION,
     }
 
 
@@ -147,6 +151,7 @@ def _figures(
     """Each picture as SVG by the page it is for, wide or narrow; a small one suits both. Without data, it has none."""
     found, method = evaluations["classifiers"], evaluations["method"]
     reliability = {"reliability": method, "best_reliability": best_baseline(evaluations)}
+    answering = evaluations.get("answering")
     sizes = {size: _sized_figures(evaluations, curve, targets, width) for size, width in _WIDTHS.items()}
     return {
         **{name: {size: svgs[name] for size, svgs in sizes.items() if name in svgs} for name in _SIZED},
@@ -154,6 +159,7 @@ def _figures(
             name: {"small": pictures.as_svg(pictures.reliability_diagram(found[each], shown_name(each)))}
             for name, each in reliability.items()
         },
+        **({"coverage": {"small": pictures.as_svg(pictures.risk_coverage(answering))}} if answering else {}),
     }
 
 

@@ -14,7 +14,7 @@ from coop_core.report.style import COLOURS, STYLE, as_svg, save_png, shown_name
 
 __all__ = [
     "COLOURS", "NARROW", "WIDE", "as_svg", "class_accuracy_bars", "confusion_matrix", "few_shot_curve",
-    "reliability_diagram", "save_png", "shown_name", "sweep_curve", "training_curve",
+    "reliability_diagram", "risk_coverage", "save_png", "shown_name", "sweep_curve", "training_curve",
 ]  # fmt: skip
 
 WIDE, NARROW = 9.1, 4.4
@@ -178,6 +178,25 @@ def reliability_diagram(evaluation: Mapping[str, Any], title: str = "Reliability
         each.grid(False, axis="x")
     figure.legend([bars, lines, equal], ["Accuracy", "Mean confidence", "Equal"], loc="outside lower center",
                   ncols=3, fontsize=8.5)  # fmt: skip
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def risk_coverage(answering: Mapping[str, Any]) -> Figure:
+    """Share of wrong answers by the share of images answered, the surest first, and where the threshold lies."""
+    figure = Figure(figsize=(4.3, 3.2))
+    axes = figure.subplots()
+    curve = answering["curve"]
+    axes.plot([point["coverage"] for point in curve], [point["risk"] for point in curve], color=COLOURS["first"])
+    if answering["threshold"] > 0 and answering["accuracy"] is not None:
+        axes.plot(answering["answered"], 1 - answering["accuracy"], "o", color=COLOURS["second"], label="threshold")
+        axes.legend()
+    axes.set_xlabel("Images answered, the surest first")
+    axes.set_ylabel("Wrong answers")
+    axes.set_xlim(0, 1.005)
+    axes.set_ylim(bottom=0)
+    _percent(axes, "x")
+    _percent(axes, "y")
     return figure
 
 

@@ -50,8 +50,9 @@ STYLE: dict[Any, Any] = {
     "ytick.color": COLOURS["muted"],
     "ytick.labelcolor": COLOURS["ink"],
 }
-_PROPER_NAMES = {"coop": "CoOp", "cocoop": "CoCoOp", "upl": "UPL", "dpl": "DPL", "biomedcoop": "BiomedCoOp"}
-_OTHER_NAMES = {"linear_probe": "linear probe (method)"}
+_PROPER_NAMES = {"coop": "CoOp", "cocoop": "CoCoOp", "upl": "UPL", "dpl": "DPL", "biomedcoop": "BiomedCoOp",
+                 "gda": "GDA", "prolip": "ProLIP", "tip_adapter": "Tip-Adapter"}  # fmt: skip
+_OTHER_NAMES = {"linear_probe": "linear probe (method)", "probe": "probe from class texts"}
 """Of methods that a baseline is called like."""
 
 

@@ -52,7 +52,7 @@ class Scores:
     calibration_error: float
     zero_shot_accuracy: float
     seconds: float
-    """Of training; trials trained side by side share it evenly."""
+    """Of training; trials trained side by side share it evenly. What is built from examples took them to be built."""
     curve: tuple[Epoch, ...]
     test_digest: str
     tests: dict[str, dict[str, float]]
@@ -69,6 +69,8 @@ class Scores:
 @dataclass(frozen=True)
 class _Prepared:
     training: Training
+    seconds: float
+    """Of building the learner."""
     split: Split
     test: Examples
     zero_shot_accuracy: float
@@ -118,6 +120,7 @@ class TrialRunner:
         self, params: Params, dataset: Dataset, tests: Mapping[str, Dataset], on_epoch: Callable[[Epoch], object]
     ) -> _Prepared:
         backbone = self._backbone(params.backbone)
+        params.method.check_backbone(backbone)
         split = few_shot_split(
             dataset,
             shots=params.split.shots,
@@ -145,17 +148,19 @@ class TrialRunner:
                 DecodedImages(images, dataset.root, backbone.transform, backbone.device, views, params.seed)
                 for images, views in ((training_images, FRESH), (split.val, 1), (split.test, 1))
             )
+        started = time.monotonic()
         training = prepare(
             params, split=split, backbone=backbone, examples=read[0], validation=read[1], on_epoch=on_epoch,
             engine=dataclasses.replace(params.engine.engine(), sharing=self.sharing),
         )  # fmt: skip
+        seconds = time.monotonic() - started
         targets = {}
         for name, its in params.tests.items():
             target = target_of(tests[name], its)
             features = self._features(backbone, tests[name], target.images, params, views=1)[:, 0]
             targets[name] = (target, features)
         zero_shot, roots = self._zero_shot(backbone, split, test), {name: tests[name].root for name in targets}
-        return _Prepared(training, split, read[2], zero_shot, backbone, targets, roots)
+        return _Prepared(training, seconds, split, read[2], zero_shot, backbone, targets, roots)
 
     def _backbone(self, params: BackboneParams) -> Backbone:
         key = ("backbone", params)
@@ -215,7 +220,7 @@ def _judge(one: _Prepared, curve: Sequence[Epoch], params: Params, seconds: floa
         macro_f1=test.macro_f1,
         calibration_error=test.calibration_error,
         zero_shot_accuracy=one.zero_shot_accuracy,
-        seconds=seconds,
+        seconds=one.seconds + seconds,
         curve=tuple(curve),
         test_digest=one.split.test_digest,
         tests={name: _judge_target(one, *its, one.roots[name], params) for name, its in one.targets.items()},
@@ -233,7 +238,7 @@ def _judge_target(
         task = Task(target.class_names, target.template)
         rebound = load_method(params.method.name).build(
             one.training.found or params.method, backbone=one.backbone, task=task, engine=params.engine.engine(),
-            generator=generator_for(params.seed, "context"), state=learner.state_dict(),
+            generator=generator_for(params.seed, "context"), state=learner.state_dict(), rebound=True,
         )  # fmt: skip
         rebound.load_state_dict(learner.state_dict())
         answers = answer_with(rebound, class_names=target.class_names)

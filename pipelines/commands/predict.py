@@ -141,13 +141,14 @@ def as_line(file: Path, answer: Answer) -> str:
     if isinstance(answer, str):
         return f"{name}\t-\t{answer}"
     ranked = zip(answer.labels, answer.probabilities, strict=True)
-    return f"{name}\t" + "\t".join(f"{label} {100 * probability:.1f} %" for label, probability in ranked)
+    abstains = "no answer\t" if answer.answer is None else ""
+    return f"{name}\t{abstains}" + "\t".join(f"{label} {100 * probability:.1f} %" for label, probability in ranked)
 
 
 def as_json(file: Path, answer: Answer) -> str:
     if isinstance(answer, str):
         return json.dumps({"image": str(file), "error": answer})
     return json.dumps(
-        {"image": str(file), "label": answer.labels[0], "probability": answer.probabilities[0],
+        {"image": str(file), "answer": answer.answer, "label": answer.labels[0], "probability": answer.probabilities[0],
          "labels": answer.labels, "probabilities": answer.probabilities}
     )  # fmt: skip

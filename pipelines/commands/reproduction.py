@@ -164,7 +164,7 @@ def _say_time(params: Params, total: Work, classes: int, settings: Settings) -> 
         return
     image = seconds_an_image(backbone, batch_size=min(32, params.features.batch_size))
     step = seconds_a_step(params, backbone, classes=classes)
-    training = "training through the image tower, which is not estimated" if step is None else "no training"
+    training = f"{'training through the image tower' if step is None else 'building the method'}, not estimated"
     if step:
         training = (f"{console.duration(step * total.steps)} of training one after another ({1000 * step:.1f} ms a "
                     f"step with {classes} classes)")  # fmt: skip

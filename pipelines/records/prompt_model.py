@@ -24,7 +24,8 @@ class PromptModel(PythonModel):
         self.predictor = Predictor.load(Path(context.artifacts["prompt"]), device=device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Column `image` (base64 of a file, n rows) -> label, probability, labels, probabilities, error.
+        """Column `image` (base64 of a file, n rows) -> label, probability, labels, probabilities, error, and answer:
+        the label, or None where it is not probable enough for the version's threshold.
 
         A row that is no image gets its reason in `error` and leaves the others alone.
 
@@ -47,7 +48,7 @@ class PromptModel(PythonModel):
         return pd.DataFrame(rows, columns=_COLUMNS, index=images.index)
 
 
-_COLUMNS = ["label", "probability", "labels", "probabilities", "error"]
+_COLUMNS = ["label", "probability", "labels", "probabilities", "error", "answer"]
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 
@@ -55,8 +56,9 @@ _URL_SAFE = str.maketrans("-_", "+/")
 def _row(answer: Any) -> list[Any]:
     """A prediction, or why there is none."""
     if isinstance(answer, str | Exception):
-        return ["", 0.0, [], [], str(answer)]
-    return [answer.labels[0], answer.probabilities[0], list(answer.labels), list(answer.probabilities), ""]
+        return ["", 0.0, [], [], str(answer), None]
+    its = [list(answer.labels), list(answer.probabilities)]
+    return [answer.labels[0], answer.probabilities[0], *its, "", answer.answer]
 
 
 def _file_bytes(value: Any) -> bytes | str:

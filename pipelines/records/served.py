@@ -24,6 +24,7 @@ def log_model(mlflow: Any, prompt: Path) -> Any:
         outputs=Schema([
             ColSpec(text, "label"), ColSpec(number, "probability"), ColSpec(Array(text), "labels"),
             ColSpec(Array(number), "probabilities"), ColSpec(text, "error"),
+            ColSpec(text, "answer", required=False),
         ]),
         params=ParamSchema([ParamSpec("top", DataType.long, 0)]),
     )  # fmt: skip

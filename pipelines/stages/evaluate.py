@@ -10,13 +10,14 @@ import torch
 
 from coop_core.answering import answerer
 from coop_core.artifact import Artifact, read_artifact
-from coop_core.backbone import digest_tensors
+from coop_core.backbone import Backbone, digest_tensors
 from coop_core.data.split import Split, SplitImage, read_split
 from coop_core.errors import ArtifactError
 from coop_core.features.examples import DecodedImages
 from coop_core.features.extract import load_features
 from coop_core.files import read_json, read_tensors, write_json, write_text
 from coop_core.judging.classifier import LinearClassifier
+from coop_core.judging.confidence import at_temperature, selective
 from coop_core.judging.evaluation import Evaluation, evaluate
 from coop_core.params import Params, load_params
 from pipelines import console, paths
@@ -30,7 +31,8 @@ def main() -> None:
     split = read_split(paths.SPLIT)
     prompt = read_artifact(paths.PROMPT)
     curve_prompts = {shots: read_artifact(paths.CURVE_PROMPTS / f"{shots}_shots") for shots in params.split.curve_shots}
-    for artifact in (prompt, *curve_prompts.values()):
+    prompts = (prompt, *curve_prompts.values())
+    for artifact in prompts:
         check_origin(artifact.card["data"], artifact.feature_key, prompt, split, what="prompt")
     tensors, baseline_card = read_baselines()
     check_origin(baseline_card, baseline_card.get("feature_key"), prompt, split, what="baselines")
@@ -46,18 +48,23 @@ def main() -> None:
     def baseline(name: str) -> np.ndarray:
         return LinearClassifier.from_tensors(tensors, name).probabilities(features).numpy()
 
+    backbone = prompt.load_backbone() if any(one.classifier is None for one in prompts) else None
+
+    def learned(artifact: Artifact) -> np.ndarray:
+        return answers_of(artifact, split, features, backbone)
+
     method = params.method.name
     found = {
         "zero-shot": baseline("zero-shot"),
         "prompt ensemble": baseline("prompt ensemble"),
         "linear probe": baseline(f"linear probe {params.split.shots}"),
-        method: answers_of(prompt, split, features),
+        method: learned(prompt),
     }
     evaluations = {name: judge(probabilities) for name, probabilities in found.items()}
     few_shot_curve = [
         {
             "shots": shots,
-            method: judge(answers_of(curve_prompts[shots], split, features)).accuracy,
+            method: judge(learned(curve_prompts[shots])).accuracy,
             "linear probe": judge(baseline(f"linear probe {shots}")).accuracy,
         }
         for shots in sorted(params.split.curve_shots)
@@ -65,15 +72,26 @@ def main() -> None:
     few_shot_curve.append(
         {"shots": params.split.shots, **{name: evaluations[name].accuracy for name in (method, "linear probe")}}
     )
-    write_json(paths.EVALUATION / "evaluation.json", _report(params, split, evaluations, few_shot_curve))
+    answering = {
+        "temperature": prompt.temperature,
+        "threshold": prompt.threshold,
+        "validation_images": prompt.card.get("answering", {}).get("validation_images"),
+        "calibration_error_before": judge(at_temperature(found[method], 1 / prompt.temperature)).calibration_error,
+        **selective(found[method], labels, threshold=prompt.threshold),
+    }
+    report = {**_report(params, split, evaluations, few_shot_curve), "answering": answering}
+    write_json(paths.EVALUATION / "evaluation.json", report)
     write_text(paths.EVALUATION / "predictions.csv", predictions(split.test, found, method=method))
     write_json(paths.METRICS, headline(evaluations))
 
 
-def answers_of(prompt: Artifact, split: Split, features: torch.Tensor) -> np.ndarray:
-    """Its probabilities for the test images (n, c), from their features (n, d) or, where it reads them, from pixels."""
+def answers_of(prompt: Artifact, split: Split, features: torch.Tensor, backbone: Backbone | None) -> np.ndarray:
+    """Its probabilities for the test images (n, c), from their features (n, d) or, where it reads them, from pixels.
+
+    `backbone` is for answers from features that need one.
+    """
     if prompt.reads == "features":
-        return answerer(prompt).probabilities(features).numpy()
+        return answerer(prompt, backbone=backbone).probabilities(features).numpy()
     backbone = prompt.load_backbone(device=choose_device(load_settings()))
     images = DecodedImages(split.test, paths.RAW, backbone.transform, backbone.device)
     return answerer(prompt, backbone=backbone).of_examples(images).numpy()

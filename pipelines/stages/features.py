@@ -19,6 +19,7 @@ def main() -> None:
     split = read_split(paths.SPLIT)
     training = located(split.train, read_dataset(paths.RAW)) if split.is_unlabelled else split.train
     backbone = params.backbone.load(device=device)
+    params.method.check_backbone(backbone)
     log.info("backbone %s on %s", backbone.name, device)
     subsets = {"train": (training, params.features.views), "val": (split.val, 1), "test": (split.test, 1)}
     for name, (images, views) in subsets.items():

@@ -14,18 +14,22 @@ from typing import Any
 
 import torch
 
-from coop_core.artifact import Artifact, make_card, read_artifact, write_artifact
+from coop_core.answering import answer_with
+from coop_core.artifact import Artifact, read_artifact, write_artifact
 from coop_core.backbone import Backbone
+from coop_core.card import make_card
 from coop_core.data.split import Split, read_split
+from coop_core.errors import TrainingError
 from coop_core.features.examples import FRESH, CachedFeatures, DecodedImages
 from coop_core.features.extract import feature_key, load_features
 from coop_core.files import digest_json, write_json, write_text
+from coop_core.judging.confidence import Confidence, fit_confidence
 from coop_core.judging.pseudo_labels import PseudoLabels, training_examples
 from coop_core.methods import Examples
 from coop_core.params import Params, load_params
 from coop_core.preparing import prepare
 from coop_core.prompts.interpretation import nearest_words
-from coop_core.training import Checkpoint, Epoch, fit
+from coop_core.training import Checkpoint, Epoch, Training, fit
 from pipelines import console, paths
 from pipelines.revision import code_revision, core_digest
 from pipelines.settings import choose_device, load_settings
@@ -73,6 +77,7 @@ def train_prompt(
     with console.progress(f"{params.method.name}, {shots} shots", training.epochs) as update:
         curve = fit(replace(training, on_epoch=lambda e: update(e.epoch + 1, details=details(e))))
     card = make_card(
+        confidence=confidence_of(training, params, split),
         learner=training.learner,
         method=training.found or params.method,
         backbone=backbone,
@@ -88,6 +93,31 @@ def train_prompt(
     write_artifact(folder, training.learner, card)
     checkpoint.remove()
     return curve
+
+
+def confidence_of(training: Training, params: Params, split: Split) -> Confidence | None:
+    """The temperature and threshold that `answering` asks for, fitted on the validation images.
+
+    Raises
+    ------
+    TrainingError
+        When there are none.
+    """
+    asked, validation = params.answering, training.validation
+    if not asked.is_fitted:
+        return None
+    if validation is None or not len(validation.labels):
+        raise TrainingError("answering.* is fitted on validation images, and the split has none: add images, or set "
+                            "temperature to false and the targets to null")  # fmt: skip
+    probabilities = answer_with(training.learner, class_names=split.class_names).of_examples(validation).numpy()
+    found = fit_confidence(probabilities, validation.labels.cpu().numpy(), **asked.model_dump(), seed=params.seed)
+    log.info("fitted on %d validation images: temperature %.2f, answers from %.1f %% on (%.0f %% of them, %.1f %% "
+             "right, 95 %% interval %.1f to %.1f)", found.validation_images, found.temperature, 100 * found.threshold,
+             100 * found.share, 100 * found.accuracy, *(100 * edge for edge in found.accuracy_interval))  # fmt: skip
+    if not found.is_reached:
+        log.warning("no confidence reaches answering.target_accuracy %g on the validation images: the threshold is "
+                    "where most answers are right", asked.target_accuracy)  # fmt: skip
+    return found
 
 
 def details(epoch: Epoch) -> str:
