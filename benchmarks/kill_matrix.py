@@ -86,13 +86,15 @@ class Playground:
             if name != "dvc.lock" and (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / name, folder / name)
-        ports = free_ports(2)
+        ports = free_ports(3)
         self.settings = Settings(
             _env_file=None, tracking_uri=f"sqlite:///{folder}/mlflow.db", cache_folder=folder / ".cache",
             registered_model="coop-images", prefect_port=ports[0], mlflow_port=ports[1],
+            serve_port=ports[2],
             services_folder=folder / ".services", prefect_api_url=f"http://127.0.0.1:{ports[0]}/api",
         )  # fmt: skip
-        text = f"COOP_PREFECT_PORT={ports[0]}\nCOOP_MLFLOW_PORT={ports[1]}\nCOOP_RETRAIN_CRON=0 0 1 1 *\n"
+        text = (f"COOP_PREFECT_PORT={ports[0]}\nCOOP_MLFLOW_PORT={ports[1]}\nCOOP_SERVE_PORT={ports[2]}\n"
+                "COOP_RETRAIN_CRON=0 0 1 1 *\n")  # fmt: skip
         (folder / ".env").write_text(text + f"COOP_PREFECT_API_URL={self.settings.prefect_api_url}\n")
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("COOP_", "MLFLOW_", "PREFECT_"))},

@@ -69,7 +69,8 @@ class Artifact:
     @property
     def feature_key(self) -> str:
         """`features.feature_key` of the backbone that the card names."""
-        return key_of(self.card["backbone"]["weights_digest"], self.transform)
+        ours = self.card["backbone"]
+        return key_of(ours["weights_digest"], self.transform, folded=ours.get("batch_norm_folded", False))
 
     @property
     def transform(self) -> ImageTransform:

@@ -31,6 +31,8 @@ class _BackboneFields(BaseModel):
     image_precision: Precision = "float32"
     weights_digest: str
     transform: _TransformFields
+    batch_norm_folded: bool = False
+    """How its features were computed; what was learned answers either way (docs/decisions/010)."""
 
 
 class _AnsweringFields(BaseModel):
@@ -77,6 +79,7 @@ def make_card(
             "logit_scale": backbone.logit_scale,
             "transform": asdict(backbone.transform),
             "transform_digest": backbone.transform.digest,
+            "batch_norm_folded": backbone.folded > 0,
         },
         "engine": encoder.summary() if encoder else {},
         "answering": {

@@ -94,6 +94,33 @@ class Predictor:
             raise DatasetError(f"batch_size is {batch_size}: give 1 or more")
         return self._answers(iter(images), top=top, batch_size=batch_size)
 
+    def view(self, image: Source | str) -> np.ndarray | DatasetError:
+        """The test view (3, size, size), or why there is none."""
+        if isinstance(image, str):
+            image = Path(image)
+        if not isinstance(image, Path | bytes | Image.Image | np.ndarray):
+            return DatasetError(f"the image is a {type(image).__name__}: give a path, a file's bytes, a PIL image or "
+                                "an array of uint8")  # fmt: skip
+        try:
+            with decoded(image) as found:
+                return self.backbone.transform.test_view(found.image)
+        except DatasetError as error:
+            return error
+        except MemoryError:
+            return DatasetError("the image cannot be read (not enough memory): scale it down")
+
+    def rank(self, views: np.ndarray, *, top: int | None = None) -> list[Prediction]:
+        """Test views (n, 3, size, size) -> a prediction each, of the `top` most probable classes (all by default)."""
+        images = torch.from_numpy(views)
+        if self._answerer.reads == "features":
+            images = self.backbone.encode_images(images)
+        ranked = self._answerer.probabilities(images).sort(dim=-1, descending=True, stable=True)
+        threshold = self._answerer.threshold
+        return [
+            Prediction(tuple(self.class_names[i] for i in labels[:top]), tuple(probabilities[:top]), threshold)
+            for labels, probabilities in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
+        ]
+
     def _answers(
         self, images: Iterator[Source | str], *, top: int | None, batch_size: int
     ) -> Iterator[Prediction | DatasetError]:
@@ -114,40 +141,13 @@ class Predictor:
         self, views: Sequence[np.ndarray | DatasetError], top: int | None
     ) -> Iterator[Prediction | DatasetError]:
         readable = [view for view in views if not isinstance(view, DatasetError)]
-        ranked = iter(self._rank(np.stack(readable), top) if readable else [])
+        ranked = iter(self.rank(np.stack(readable), top=top) if readable else [])
         for view in views:
             yield view if isinstance(view, DatasetError) else next(ranked)
 
-    def _rank(self, pixels: np.ndarray, top: int | None) -> list[Prediction]:
-        """Test views (n, 3, size, size) -> a prediction each."""
-        images = torch.from_numpy(pixels)
-        if self._answerer.reads == "features":
-            images = self.backbone.encode_images(images)
-        ranked = self._answerer.probabilities(images).sort(dim=-1, descending=True, stable=True)
-        threshold = self._answerer.threshold
-        return [
-            Prediction(tuple(self.class_names[i] for i in labels[:top]), tuple(probabilities[:top]), threshold)
-            for labels, probabilities in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
-        ]
-
     def _submit(self, pool: ThreadPoolExecutor, image: Source | str) -> Future[np.ndarray | DatasetError]:
         if not isinstance(image, Image.Image):
-            return pool.submit(self._view, image)
+            return pool.submit(self.view, image)
         view: Future[np.ndarray | DatasetError] = Future()
-        view.set_result(self._view(image))                                        # two threads must not load the same
+        view.set_result(self.view(image))                                        # two threads must not load the same
         return view
-
-    def _view(self, image: Source | str) -> np.ndarray | DatasetError:
-        """The test view (3, size, size), or why there is none."""
-        if isinstance(image, str):
-            image = Path(image)
-        if not isinstance(image, Path | bytes | Image.Image | np.ndarray):
-            return DatasetError(f"the image is a {type(image).__name__}: give a path, a file's bytes, a PIL image or "
-                                "an array of uint8")  # fmt: skip
-        try:
-            with decoded(image) as found:
-                return self.backbone.transform.test_view(found.image)
-        except DatasetError as error:
-            return error
-        except MemoryError:
-            return DatasetError("the image cannot be read (not enough memory): scale it down")

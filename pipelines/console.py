@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from coop_core.errors import CoopError, ServiceError
 from pipelines import paths
+from pipelines.allocator import keep_freed_memory
 from pipelines.environment import quiet_libraries
 
 FAULT = 2
@@ -94,7 +95,9 @@ class _Lines(logging.Handler):
 
 
 def prepare() -> None:
-    """What every process of ours begins with: our log lines are heard, the libraries' noise is not."""
+    """What every process of ours begins with: our log lines are heard, the libraries' noise is not, and freed memory
+    is used again."""
+    keep_freed_memory()
     for ours in ("pipelines", "coop_core"):
         logging.getLogger(ours).setLevel(logging.INFO)
     logging.getLogger("urllib3.connectionpool").addFilter(_RETRIES)

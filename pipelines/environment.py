@@ -42,6 +42,12 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
+def let_idle_threads_sleep() -> None:
+    """For who answers single images: torch's threads sleep between layers instead of spinning, which beside any other
+    busy process makes hundreds of short waits into seconds. Before torch is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 @contextmanager
 def hurried() -> Iterator[None]:
     """Inside the block MLflow's client gives up within seconds, unless a person's own environment says otherwise.

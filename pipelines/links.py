@@ -1,4 +1,4 @@
-"""Links: a page of MLflow -> an address that opens where runs and models are shown.
+"""Links: a page of MLflow -> an address that opens where runs and models are shown; and where answers are given.
 
 MLflow opens in its workspace for language models, which hides the registry and shows other things of a run, unless
 the address asks for the other workspace; and it asks behind the `#`, where the page's own program looks.
@@ -17,6 +17,11 @@ def server_address(settings: Settings) -> str:
         else f"http://127.0.0.1:{settings.mlflow_port}"
     )
     return server.rstrip("/")
+
+
+def answering(settings: Settings) -> str:
+    """Where `coop serve` answers on this machine."""
+    return f"http://127.0.0.1:{settings.serve_port}"
 
 
 def page(settings: Settings, route: str, **query: str) -> str:

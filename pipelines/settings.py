@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     prefect_port: int = Field(default=4200, ge=1, le=65535)
     """Of the server that `make up` starts, as is the next."""
     mlflow_port: int = Field(default=5000, ge=1, le=65535)
+    serve_port: int = Field(default=5001, ge=1, le=65535)
+    """Of `coop serve`, which `make up` starts as well."""
+    serve_token: SecretStr | None = Field(default=None, min_length=16)
+    """What callers of `coop serve` send as `Authorization: Bearer TOKEN`; null asks for none, on loopback."""
     services_folder: Path = Path(".services")
     """State and logs of `make up`."""
     retrain_cron: str = "0 3 * * *"

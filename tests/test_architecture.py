@@ -27,11 +27,11 @@ ROOMS = {
         "reproduction",
     ],
     "pipelines": [
-        "environment paths revision summary locks",
+        "environment paths revision summary locks allocator",
         "settings processes",
         "console links",
         "sources records services",
-        "sweeps champion",
+        "sweeps champion serving",
         "flows stages",
         "commands",
     ],
@@ -45,7 +45,11 @@ INSIDE = {
         "folders listings",
         "importers",
     ],
-    "coop_core.backbone": ["base blocks torchvision_operators", "tokenizers towers", "mini open_clip_models"],
+    "coop_core.backbone": [
+        "base blocks torchvision_operators efficientnet folding",
+        "tokenizers towers",
+        "mini open_clip_models",
+    ],
     "coop_core.features": ["store decoding", "examples extract"],
     "coop_core.prompts": [
         "layout interpretation prefix_tree step_graph engine",
@@ -69,10 +73,11 @@ INSIDE = {
     "pipelines.services": ["supervision workspace", "local"],
     "pipelines.sweeps": ["trainer outcome", "trainers", "sweeping", "view"],
     "pipelines.champion": ["proof", "promotion", "retraining"],
+    "pipelines.serving": ["metrics problems batching", "versions guard", "model", "entrance", "app", "server"],
     "pipelines.flows": ["lifeline client pools", "bootstrap trials sweep reconcile promote", "retrain"],
     "pipelines.stages": ["download split features baselines train evaluate report", "judge track", "__main__"],
     "pipelines.commands": [
-        "beginning sweep predict compare describe choice", "reproduction", "reproduce choose", "cli",
+        "beginning sweep predict compare describe serve choice", "reproduction", "reproduce choose", "cli",
     ],
 }
 OWNERS = {
@@ -83,7 +88,10 @@ OWNERS = {
     "scipy": "coop_core.judging.gate",
     "matplotlib": "coop_core.report",
     "jinja2": "coop_core.report",
-    "mlflow": "pipelines.records",
+    "mlflow": "pipelines.records pipelines.serving",
+    "prometheus_client": "pipelines.serving",
+    "starlette": "pipelines.serving",
+    "uvicorn": "pipelines.serving",
     "pydantic_settings": "pipelines.settings",
     "boto3": "pipelines.sources.storage",
     "typer": "pipelines.commands",

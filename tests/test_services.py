@@ -28,7 +28,7 @@ def settings(monkeypatch, tmp_path) -> Settings:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "infra").mkdir()
     shutil.copy(ROOT / local.DEPLOYMENTS, tmp_path / "infra")
-    ports = {"prefect_port": free_port(), "mlflow_port": free_port()}
+    ports = {"prefect_port": free_port(), "mlflow_port": free_port(), "serve_port": free_port()}
     return Settings(_env_file=None, device="cpu", services_folder=tmp_path / "services", **ports)
 
 
@@ -48,7 +48,7 @@ def copy(settings: Settings, **changes: object) -> Settings:
 def test_without_a_gpu_one_worker_serves_the_gpu_pool_and_no_device_is_chosen(settings):
     found = programs(settings, [])
 
-    assert set(found) == {"prefect-server", "mlflow-server", "cpu-worker", "gpu-worker-0"}
+    assert set(found) == {"prefect-server", "mlflow-server", "serve", "cpu-worker", "gpu-worker-0"}
     assert not any("CUDA_VISIBLE_DEVICES" in program["environment"] for program in found.values())
 
 

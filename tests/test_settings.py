@@ -30,7 +30,8 @@ def test_the_defaults_need_no_service():
 
 @pytest.mark.parametrize("field", Settings.model_fields)
 def test_every_field_has_its_variable(monkeypatch, field):
-    value = {"device": "cpu", "prefect_port": "4321", "mlflow_port": "5432"}.get(field, "a-value")
+    value = {"device": "cpu", "prefect_port": "4321", "mlflow_port": "5432", "serve_port": "6543",
+             "serve_token": "sixteen-or-more."}.get(field, "a-value")
     monkeypatch.setenv(f"COOP_{field.upper()}", value)
 
     found = getattr(load_settings(), field)

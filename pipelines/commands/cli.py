@@ -9,6 +9,7 @@ import typer
 from pipelines.commands.beginning import Commands, Several, reachable
 from pipelines.commands.choose import choose
 from pipelines.commands.reproduce import reproduce
+from pipelines.commands.serve import serve
 
 app = typer.Typer(
     cls=Commands,
@@ -248,6 +249,9 @@ def ui(
     typer.echo(f"MLflow on {home} (ready in about 20 seconds; Ctrl-C ends it)\n"
                f"login: NAME:PASSWORD in {settings.services_folder / LOGIN}")  # fmt: skip
     local.show_pages(settings, port)
+
+
+app.command()(serve)
 
 
 @app.command()

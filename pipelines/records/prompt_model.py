@@ -34,26 +34,36 @@ class PromptModel(PythonModel):
         MlflowException
             For a `top` below 0; 0 asks for all classes.
         """
-        top = int((params or {}).get("top", 0))
-        if top < 0:
-            raise MlflowException.invalid_parameter_value(
-                f"top is {top}, but counts the classes to answer with: give 1 or more, or 0 for all"
-            )
-        images = model_input["image"]
-        if len(images) == 1 and isinstance(images.iloc[0], list):
-            images = pd.Series(images.iloc[0], dtype=object)                      # how {"image": [...]} arrives
-        files = [_file_bytes(value) for value in images]
-        answers = self.predictor.answers([file for file in files if isinstance(file, bytes)], top=top or None)
-        rows = [_row(next(answers) if isinstance(file, bytes) else file) for file in files]
-        return pd.DataFrame(rows, columns=_COLUMNS, index=images.index)
+        top, files = checked_top(params), files_of(model_input)
+        answers = self.predictor.answers([file for file in files if isinstance(file, bytes)], top=top)
+        rows = [row(next(answers) if isinstance(file, bytes) else file) for file in files]
+        return pd.DataFrame(rows, columns=COLUMNS, index=files.index)
 
 
-_COLUMNS = ["label", "probability", "labels", "probabilities", "error", "answer"]
+COLUMNS = ["label", "probability", "labels", "probabilities", "error", "answer"]
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
-def _row(answer: Any) -> list[Any]:
+def checked_top(params: dict[str, Any] | None) -> int | None:
+    """How many classes are asked for, None for all; MlflowException for a number below 0."""
+    top = int((params or {}).get("top", 0))
+    if top < 0:
+        raise MlflowException.invalid_parameter_value(
+            f"top is {top}, but counts the classes to answer with: give 1 or more, or 0 for all"
+        )
+    return top or None
+
+
+def files_of(model_input: pd.DataFrame) -> "pd.Series[Any]":
+    """The bytes of each row's file, or a sentence saying why there are none."""
+    images = model_input["image"]
+    if len(images) == 1 and isinstance(images.iloc[0], list):
+        images = pd.Series(images.iloc[0], dtype=object)                          # how {"image": [...]} arrives
+    return pd.Series([_file_bytes(value) for value in images], index=images.index, dtype=object)
+
+
+def row(answer: Any) -> list[Any]:
     """A prediction, or why there is none."""
     if isinstance(answer, str | Exception):
         return ["", 0.0, [], [], str(answer), None]

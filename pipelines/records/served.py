@@ -13,13 +13,13 @@ _SERVED_PACKAGES = (
 )  # fmt: skip
 
 
-def log_model(mlflow: Any, prompt: Path) -> Any:
-    """Log an artefact's folder as a model of the open run -> MLflow's word on it."""
+def signature() -> Any:
+    """What a served model takes and gives, as MLflow enforces it."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     text, number = DataType.string, DataType.double
-    signature = ModelSignature(
+    return ModelSignature(
         inputs=Schema([ColSpec(text, "image")]),
         outputs=Schema([
             ColSpec(text, "label"), ColSpec(number, "probability"), ColSpec(Array(text), "labels"),
@@ -28,6 +28,10 @@ def log_model(mlflow: Any, prompt: Path) -> Any:
         ]),
         params=ParamSchema([ParamSpec("top", DataType.long, 0)]),
     )  # fmt: skip
+
+
+def log_model(mlflow: Any, prompt: Path) -> Any:
+    """Log an artefact's folder as a model of the open run -> MLflow's word on it."""
     with tempfile.TemporaryDirectory() as clean:
         # Code without caches: the folder is copied as it is.
         code = Path(clean) / "coop_core"
@@ -38,6 +42,6 @@ def log_model(mlflow: Any, prompt: Path) -> Any:
             python_model=str(Path(__file__).with_name("prompt_model.py")),
             artifacts={"prompt": str(prompt)},
             code_paths=[str(code)],
-            signature=signature,
+            signature=signature(),
             pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in _SERVED_PACKAGES],
         )

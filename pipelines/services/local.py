@@ -37,7 +37,7 @@ from pipelines.environment import (
     service_secrets,
     visible_devices,
 )
-from pipelines.links import page
+from pipelines.links import answering, page
 from pipelines.services import supervision
 from pipelines.services.supervision import Service, fault, last_words, log_file
 from pipelines.services.workspace import mend_workspace
@@ -65,6 +65,8 @@ def plan(settings: Settings, devices: Sequence[str]) -> list[Service]:
         found.append(Service("mlflow-server", (*_mlflow_server(settings.mlflow_port), *store),
                              mlflow_users(settings.services_folder.absolute()), port=settings.mlflow_port,
                              health=mlflow + _ASKED_OF_MLFLOW))  # fmt: skip
+    serve = (python, "-m", "pipelines.commands.cli", "serve", "--port", str(settings.serve_port))
+    found.append(Service("serve", serve, port=settings.serve_port, health=f"{answering(settings)}/health"))
     found.append(Service("cpu-worker", _worker("cpu", "cpu")))
     for i, device in enumerate(devices):
         # The worker sees one device alone, so that COOP_DEVICE=cuda:3 would be out of range.
@@ -136,6 +138,7 @@ def up(settings: Settings) -> None:
     text = f"""
 Prefect  {_prefect(settings)}
 MLflow   {page(settings, "experiments")}
+answers  {answering(settings)} (once there is a champion)
 login    NAME:PASSWORD stands in {settings.services_folder / LOGIN}; Prefect's page takes it whole
 logs     {settings.services_folder / "logs"}
 
@@ -235,9 +238,7 @@ def _call(name: str, *arguments: str, folder: Path, environment: dict[str, str])
 
 
 def _require_ports(services: Sequence[Service]) -> None:
-    for service in services:
-        if service.port is None:
-            continue
+    for service in (service for service in services if service.port is not None):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
             try:

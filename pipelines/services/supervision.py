@@ -51,7 +51,7 @@ class Service:
     port: int | None = None
     """Servers have one; workers have none."""
     health: str = ""
-    """The address that answers 200 to our login when the server is well, and to nobody else."""
+    """The address that answers 200 to our login when the server is well."""
 
 
 def configuration(services: Sequence[Service], folder: Path, environment: dict[str, str]) -> str:
