@@ -27,7 +27,6 @@ Model = Annotated[
 ]  # fmt: skip
 DEFAULT_MODEL = "artifacts/prompt"
 
-
 app.command()(choose)
 app.command(cls=Several)(reproduce)
 
