@@ -23,6 +23,7 @@ REPORT = Path("artifacts/report")
 SAMPLES = Path("artifacts/report/samples")
 TRACKED = Path("artifacts/tracked.json")
 SWEEPS = Path("artifacts/sweeps")
+CHOICE = Path("artifacts/choice")
 REPRODUCE = Path("artifacts/reproduce")
 
 DOWNLOADS = Path("downloads")

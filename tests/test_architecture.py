@@ -66,7 +66,7 @@ INSIDE = {
     "coop_core.judging": ["classifier evaluation gate transfer", "baselines confidence", "pseudo_labels"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes"],
-    "coop_core.sweeps": ["sweep", "trials"],
+    "coop_core.sweeps": ["sweep", "trials", "choosing"],
     "coop_core.reproduction": ["figures grid estimate", "comparison"],
     "pipelines.sources": ["storage catalogue", "datasets"],
     "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs"],
@@ -76,7 +76,9 @@ INSIDE = {
     "pipelines.serving": ["metrics problems batching", "versions guard", "model", "entrance", "app", "server"],
     "pipelines.flows": ["lifeline client pools", "bootstrap trials sweep reconcile promote", "retrain"],
     "pipelines.stages": ["download split features baselines train evaluate report", "judge track", "__main__"],
-    "pipelines.commands": ["beginning sweep predict compare describe serve", "reproduction", "reproduce", "cli"],
+    "pipelines.commands": [
+        "beginning sweep predict compare describe serve choice", "reproduction", "reproduce choose", "cli",
+    ],
 }
 OWNERS = {
     "open_clip": "coop_core.backbone",

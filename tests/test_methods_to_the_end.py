@@ -21,6 +21,7 @@ LEARNING = ("cocoop", "biomedcoop", "upl")
 METHODS: dict[str, dict[str, Any]] = {
     "class_mean": {},
     "linear_probe": {"steps": 1},
+    "zero_shot": {"templates": ["an image of {}."], "own_template": True},
     "gda": {},
     "probe": {"epochs": 20},
     "tip_adapter": {},
@@ -54,7 +55,9 @@ def prepared(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=[
+    pytest.param(name, marks=[pytest.mark.slow] * (name == "zero_shot")) for name in METHODS
+])  # fmt: skip
 def done(request, prepared, tmp_path_factory) -> Iterator[tuple[Path, str]]:
     """The project up to its report, and the method that it was made with."""
     folder = tmp_path_factory.mktemp(request.param) / "project"

@@ -25,7 +25,7 @@ from test_dvc_yaml import outs as outs_of
 import coop_core.params.sections
 from coop_core.artifact import read_artifact, write_card
 from coop_core.data.split import read_split
-from coop_core.errors import ArtifactError, CoopError, DatasetError, ParamsError, ServiceError
+from coop_core.errors import ArtifactError, BackboneError, CoopError, DatasetError, ParamsError, ServiceError
 from coop_core.files import read_tensors, write_tensors
 from coop_core.methods.coop import CoOp
 from coop_core.params import load_params
@@ -588,6 +588,15 @@ def test_features_of_other_weights_are_refused_by_whoever_computes_with_them(pro
 
     with pytest.raises(ArtifactError, match=r"computed with other weights .*: run `dvc repro -f features`"):
         STAGES[stage].main()
+
+
+def test_a_backbone_that_takes_no_prompts_is_refused_before_an_image_is_encoded(project, zoo, monkeypatch):
+    monkeypatch.setattr(coop_core.params.sections, "load_backbone", lambda *named, **more: zoo.backbone("siglip"))
+    before = (project / "artifacts/features/card.json").read_bytes()
+
+    with pytest.raises(BackboneError, match=r"family SigLIP .*, which context vectors cannot be injected into exactly"):
+        features.main()
+    assert (project / "artifacts/features/card.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("stage", ["baselines", "train", "evaluate"])

@@ -76,6 +76,9 @@ class Params(MethodParams):
             raise ValueError("image_lengths and text_lengths are given together, or both left to the search")
         return self
 
+    def check_backbone(self, backbone: Backbone) -> None:
+        backbone.check_prompts()
+
     @property
     def is_searched(self) -> bool:
         return self.image_lengths is None

@@ -13,6 +13,7 @@ from coop_core.reproduction.grid import NEW, Asked
 from coop_core.sweeps.sweep import Row
 
 HARMONIC = "harmonic mean"
+UNAVAILABLE = "not available here"
 COLUMNS = ("dataset", "shots", "metric", "ours", "std", "n", "published", "difference", "tolerance", "verdict", "note")
 Verdict = Literal["within", "outside", ""]
 
@@ -47,13 +48,12 @@ class Line:
 
     def cells(self) -> list[str]:
         """As `COLUMNS`, in per cent and points."""
-        none = "not available here"
         tolerance, published = self.tolerance, self.published
         return [
             self.cell.dataset,
             str(self.cell.shots),
             self.cell.metric,
-            none if self.ours is None else f"{100 * self.ours:.2f}",
+            UNAVAILABLE if self.ours is None else f"{100 * self.ours:.2f}",
             "" if self.spread is None else f"{100 * self.spread:.2f}",
             str(len(self.by_seed)) if self.by_seed else "",
             "not found" if published is None else f"{published.value_percent:.2f}",

@@ -67,6 +67,19 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Materials:
+    """What a training learns from and is judged on, as its method reads images."""
+
+    backbone: Backbone
+    split: Split
+    train: Examples
+    val: Examples
+    test: Examples
+    zero_shot: float
+    """Accuracy on the test images."""
+
+
+@dataclass(frozen=True)
 class _Prepared:
     training: Training
     seconds: float
@@ -116,9 +129,15 @@ class TrialRunner:
             found[position] = curve if isinstance(curve, CoopError) else _judge(one, curve, trials[position], seconds)
         return [found[position] for position in range(len(trials))]
 
-    def _prepare(
-        self, params: Params, dataset: Dataset, tests: Mapping[str, Dataset], on_epoch: Callable[[Epoch], object]
-    ) -> _Prepared:
+    def materials(self, params: Params, dataset: Dataset) -> Materials:
+        """What a training of these parameters learns from and is judged on, with features computed where they are
+        not yet.
+
+        Raises
+        ------
+        CoopError
+            When a class has too few images, or the backbone is none for the method.
+        """
         backbone = self._backbone(params.backbone)
         params.method.check_backbone(backbone)
         split = few_shot_split(
@@ -137,30 +156,39 @@ class TrialRunner:
             CachedFeatures(self._features(backbone, dataset, images, params, views=views), _labels(images, backbone))
             for images, views in ((training_images, params.features.views), (split.val, 1), (split.test, 1))
         )
-        train: Examples = cached
-        if split.is_unlabelled:
-            train, _ = labelled_pool(
-                split, cached.features, backbone, per_class=split.shots, min_confidence=params.split.min_confidence
-            )
-        read: tuple[Examples, ...] = (train, val, test)
+        zero_shot = self._zero_shot(backbone, split, test)
         if params.method.reads == "pixels":
-            read = tuple(
+            train, *others = (
                 DecodedImages(images, dataset.root, backbone.transform, backbone.device, views, params.seed)
                 for images, views in ((training_images, FRESH), (split.val, 1), (split.test, 1))
             )
+            return Materials(backbone, split, train, others[0], others[1], zero_shot)
+        if split.is_unlabelled:
+            cached, _ = labelled_pool(
+                split, cached.features, backbone, per_class=split.shots, min_confidence=params.split.min_confidence
+            )
+        return Materials(backbone, split, cached, val, test, zero_shot)
+
+    def train(self, params: Params, found: Materials, **how: Any) -> Training:
+        """The training of these parameters, with its share of the device's memory; `how` goes to `prepare`."""
+        engine = dataclasses.replace(params.engine.engine(), sharing=self.sharing)
+        asked = {"examples": found.train, "validation": found.val, **how}
+        return prepare(params, split=found.split, backbone=found.backbone, engine=engine, **asked)
+
+    def _prepare(
+        self, params: Params, dataset: Dataset, tests: Mapping[str, Dataset], on_epoch: Callable[[Epoch], object]
+    ) -> _Prepared:
+        found = self.materials(params, dataset)
         started = time.monotonic()
-        training = prepare(
-            params, split=split, backbone=backbone, examples=read[0], validation=read[1], on_epoch=on_epoch,
-            engine=dataclasses.replace(params.engine.engine(), sharing=self.sharing),
-        )  # fmt: skip
+        training = self.train(params, found, on_epoch=on_epoch)
         seconds = time.monotonic() - started
         targets = {}
         for name, its in params.tests.items():
             target = target_of(tests[name], its)
-            features = self._features(backbone, tests[name], target.images, params, views=1)[:, 0]
+            features = self._features(found.backbone, tests[name], target.images, params, views=1)[:, 0]
             targets[name] = (target, features)
-        zero_shot, roots = self._zero_shot(backbone, split, test), {name: tests[name].root for name in targets}
-        return _Prepared(training, seconds, split, read[2], zero_shot, backbone, targets, roots)
+        roots = {name: tests[name].root for name in targets}
+        return _Prepared(training, seconds, found.split, found.test, found.zero_shot, found.backbone, targets, roots)
 
     def _backbone(self, params: BackboneParams) -> Backbone:
         key = ("backbone", params)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands.beginning import Commands, Several, reachable
+from pipelines.commands.choose import choose
 from pipelines.commands.reproduce import reproduce
 from pipelines.commands.serve import serve
 
@@ -26,7 +27,7 @@ Model = Annotated[
 ]  # fmt: skip
 DEFAULT_MODEL = "artifacts/prompt"
 
-
+app.command()(choose)
 app.command(cls=Several)(reproduce)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from ruamel.yaml import YAML
 
@@ -16,7 +17,7 @@ from coop_core.errors import BackboneError, CoopError, DatasetError, ParamsError
 from coop_core.files import write_text
 from coop_core.params import DatasetParams, Params, load_params
 from coop_core.params.recipes import read_recipe
-from coop_core.reproduction.comparison import COLUMNS, Line, as_csv, as_markdown, compare, head
+from coop_core.reproduction.comparison import COLUMNS, UNAVAILABLE, Line, as_csv, as_markdown, compare, head
 from coop_core.reproduction.estimate import Size, Work, seconds_a_step, seconds_an_image, work_of
 from coop_core.reproduction.figures import Published
 from coop_core.reproduction.grid import Asked, ask, sweeps
@@ -31,8 +32,8 @@ from pipelines.sweeps.outcome import Standing
 log = logging.getLogger(__name__)
 
 _SAID_OTHERWISE = {"seed", "dataset", "tests", "sweep", "split.shots"}
-_WIDE = 130
-"""Columns of the table where no terminal says how many there are."""
+_WIDE = 110
+"""Columns that the table needs; a narrower terminal wraps it."""
 
 
 def asked_for(name: str, **how: Any) -> Asked:
@@ -163,7 +164,7 @@ def _say_time(params: Params, total: Work, classes: int, settings: Settings) -> 
         return
     image = seconds_an_image(backbone, batch_size=min(32, params.features.batch_size))
     step = seconds_a_step(params, backbone, classes=classes)
-    training = "training through the image tower, which is not estimated" if step is None else "no training"
+    training = f"{'training through the image tower' if step is None else 'building the method'}, not estimated"
     if step:
         training = (f"{console.duration(step * total.steps)} of training one after another ({1000 * step:.1f} ms a "
                     f"step with {classes} classes)")  # fmt: skip
@@ -213,15 +214,25 @@ def _print(lines: Sequence[Line], above: Sequence[str], asked: Asked) -> None:
         _say(sentence)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in COLUMNS[:-1]:
-        table.add_column(name, justify="left" if name in ("dataset", "metric", "verdict") else "right")
+        left = name in ("dataset", "metric", "verdict")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for line in lines:
-        table.add_row(*line.cells()[:-1], style="bold" if line.cell.dataset.startswith("average-") else None)
-    console.console.print(table, width=None if console.console.is_terminal else _WIDE)
+        cells = ["-" if cell == UNAVAILABLE else cell for cell in line.cells()[:-1]]
+        table.add_row(*cells, style="bold" if line.cell.dataset.startswith("average-") else None)
+    Console(width=max(console.console.width, _WIDE)).print(table)
     _say("Percent and points; mean and sample standard deviation over n seeds.")
-    for dataset, note in dict.fromkeys((line.cell.dataset, line.cells()[-1]) for line in lines):
+    for note in dict.fromkeys(map(_note, lines)):
         if note:
-            _say(f"{dataset}: {note}")
+            _say(note)
     _say(f"files  {_place(asked)}.csv, {_place(asked)}.md")
+
+
+def _note(line: Line) -> str:
+    if line.ours is None:
+        return f"{line.cell.dataset}: {UNAVAILABLE}: {line.note}"
+    if line.note or line.tolerance is None:
+        return line.note and f"{line.cell.dataset}: {line.note}"
+    return f"tolerance of {line.cell.dataset}: {line.tolerance.reason}"
 
 
 def _say(line: str) -> None:
