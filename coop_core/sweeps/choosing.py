@@ -83,7 +83,8 @@ class Choice:
     @property
     def tied(self) -> tuple[Candidate, ...]:
         """Those that the validation images do not tell from the best, which is among them."""
-        return tuple(one for one, (by, error) in zip(self.candidates, self.behind, strict=True) if by <= error + _ROUNDING)
+        its = zip(self.candidates, self.behind, strict=True)
+        return tuple(one for one, (by, error) in its if by <= error + _ROUNDING)
 
     @property
     def images(self) -> int:
