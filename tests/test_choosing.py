@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 from test_stages import paint_images, working_in, write_params
-from toy_images import paint_classes
+from toy_dataset import toy_dataset
 from toy_params import toy_params
 
 import coop_core.params.sections
-from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
-from coop_core.data.importers import import_dataset
 from coop_core.errors import ParamsError
 from coop_core.methods import gda
 from coop_core.methods.class_mean import Params as ClassMean
@@ -73,10 +71,7 @@ def test_when_nothing_separates_them_it_says_so() -> None:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("toys")
-    paint_classes(folder / "toys", {"cat": 14, "dog": 14, "large dog": 14})
-    card, beside = read_source(folder / "toys")
-    return import_dataset(card, beside / card.path, folder / "raw", test_fraction=0.4, accept=[])
+    return toy_dataset(tmp_path_factory.mktemp("toys"))
 
 
 def test_what_a_head_sets_by_validation_images_is_judged_on_others(zoo, dataset, tmp_path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_stages import COLOURS, paint_images, working_in, write_params
 from torch import Tensor
-from toy_images import paint_classes
+from toy_dataset import toy_dataset
 from toy_params import toy_params
 
 import coop_core.params.sections
@@ -17,9 +17,7 @@ from coop_core.answering import answer_with, answerer
 from coop_core.artifact import read_artifact, restore_learner, write_artifact
 from coop_core.backbone import Backbone
 from coop_core.card import make_card
-from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
-from coop_core.data.importers import import_dataset
 from coop_core.data.split import Split, few_shot_split
 from coop_core.errors import ArtifactError, ParamsError, PromptError, TrainingError
 from coop_core.features.examples import FRESH, DecodedImages
@@ -44,10 +42,7 @@ TASK = Task(("cat", "sea lake"), "a photo of a {}.")
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("toys")
-    paint_classes(folder / "toys", {"cat": 14, "dog": 14, "large dog": 14})
-    card, beside = read_source(folder / "toys")
-    return import_dataset(card, beside / card.path, folder / "raw", test_fraction=0.4, accept=[])
+    return toy_dataset(tmp_path_factory.mktemp("toys"))
 
 
 @pytest.fixture(scope="module")

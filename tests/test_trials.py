@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
-from toy_images import paint_classes
+from toy_dataset import toy_dataset
 from toy_params import toy_params
 
-from coop_core.data.catalog import read_source
 from coop_core.data.dataset import Dataset
-from coop_core.data.importers import import_dataset
 from coop_core.errors import BackboneError, PromptError, SplitError, TrainingError
 from coop_core.params import Params
 from coop_core.prompts import engine
@@ -21,10 +19,7 @@ from coop_core.sweeps.trials import Scores, TrialRunner
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("toys")
-    paint_classes(folder / "toys", {"cat": 14, "dog": 14, "large dog": 14})
-    card, beside = read_source(folder / "toys")
-    return import_dataset(card, beside / card.path, folder / "raw", test_fraction=0.4, accept=[])
+    return toy_dataset(tmp_path_factory.mktemp("toys"))
 
 
 @pytest.fixture
