@@ -216,12 +216,30 @@ def test_the_teacher_keeps_answers_near_zero_shot(prepared):
 
 def test_several_templates_are_averaged_as_features(zoo):
     backbone, templates = zoo.backbone("flat"), ["a photo of a {}.", "a drawing of two {} on a field."]
-    towers = dpl.Towers(backbone, TASK, templates, Engine())
-    each = torch.stack([dpl.Towers(backbone, TASK, [one], Engine()).class_weights([None] * 3) for one in templates])
 
+    def towers(texts: list[str], **more: Any) -> dpl.Towers:
+        return dpl.Towers(backbone, TASK, dpl.Params(templates=texts, **more), Engine())
+
+    each = torch.stack([towers([one]).class_weights([None] * 3) for one in templates])
     expected = torch.nn.functional.normalize(each.mean(0), dim=-1)
-    torch.testing.assert_close(towers.class_weights([None] * 3), expected)
-    torch.testing.assert_close(towers.class_weights([None] * 3, last_template=True), each[1])
+    torch.testing.assert_close(towers(templates).class_weights([None] * 3), expected)
+    torch.testing.assert_close(towers(templates).taught(), expected)
+    torch.testing.assert_close(towers(templates, strict_upstream=True).taught(), each[1])
+
+
+def test_strict_upstream_averages_embeddings_and_ends_them_where_the_last_template_ends(zoo):
+    backbone, templates = zoo.backbone("flat"), ["a drawing of two large {} on a field.", "a photo of a {}."]
+    tower = backbone.text_tower
+    found = dpl.Towers(backbone, TASK, dpl.Params(templates=templates, strict_upstream=True), Engine())
+    ids = [[tower.tokenizer.tokenize(text.format(name)) for name in TASK.class_names] for text in templates]
+    expected = []
+    for long, last in zip(*ids, strict=True):
+        rows = tower.embed(torch.tensor([long[: len(last)], last])).mean(0)
+        expected.append(tower.encode(rows[None], torch.tensor([len(last)]))[0])
+    expected = torch.nn.functional.normalize(torch.stack(expected), dim=-1)
+
+    torch.testing.assert_close(found.class_weights([None] * 3), expected)
+    assert found.encoder.path == "cut"
 
 
 def test_little_memory_computes_images_in_pieces(zoo):

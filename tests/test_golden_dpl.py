@@ -61,7 +61,7 @@ def test_no_rows_at_all_are_zero_shot(clip: Backbone) -> None:  # noqa: F811
 def test_a_step_of_the_search_has_the_references_gradients(clip: Backbone, path: str) -> None:  # noqa: F811
     """Three candidates for images and two for texts, which one search does not mix; the numbers say how many."""
     params = dpl.Params()
-    towers = dpl.Towers(clip, Task(TASK.class_names, TEMPLATES["a"]), params.templates, ENGINES[path])
+    towers = dpl.Towers(clip, Task(TASK.class_names, TEMPLATES["a"]), params, ENGINES[path])
     found = dpl.Supernet(towers, (3, 2), torch.Generator())
     found.load_state_dict({
         "image_alphas": draw("alpha image", 3, 4, std=0.5), "text_alphas": draw("alpha text", 3, 3, std=0.5),

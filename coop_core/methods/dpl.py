@@ -6,9 +6,9 @@ layer by weights that it learns (section 3.2); training then learns the rows of 
 It learns through the image tower, so it reads pixels; it collapses to class weights and a prompted image tower.
 
 Where the released code differs from this file: it swaps the two towers' depths when it saves them, it searches by the
-same first validation images throughout, its teacher knows the last template alone, and averages embeddings of
-templates of different lengths at the last one's end. `strict_upstream` repeats the first three; templates are averaged
-as features here.
+same first validation images throughout, its teacher knows the last template alone, and it averages the embeddings of
+templates of different lengths and ends them where the last one ends. `strict_upstream` repeats all four; otherwise
+several templates are averaged as features.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,9 +27,9 @@ from coop_core.errors import PromptError
 from coop_core.judging.classifier import LinearClassifier
 from coop_core.methods import MethodParams, Reads, Task
 from coop_core.methods.learner import FeatureLearner
-from coop_core.prompts.encoder import PromptEncoder
+from coop_core.prompts.encoder import PromptEncoder, encode_texts
 from coop_core.prompts.engine import Engine
-from coop_core.prompts.layout import CONTEXT_STD, lay_out_sentences
+from coop_core.prompts.layout import CONTEXT_STD, lay_out_blended, lay_out_sentences
 from coop_core.prompts.packed_tower import supports_packing
 from coop_core.prompts.prompted_images import PromptedImages, supports_image_prompts
 
@@ -90,27 +90,35 @@ class Towers:
     A plain object, not a module: it is neither trained nor saved. The text side is made when it is first needed.
     """
 
-    def __init__(self, backbone: Backbone, task: Task, templates: Sequence[str] | None, engine: Engine | None) -> None:
+    def __init__(self, backbone: Backbone, task: Task, params: Params, engine: Engine | None) -> None:
         self.backbone, self.engine = backbone, engine or Engine()
-        self.templates = tuple(templates or [task.template])
+        self.templates, self.strict = tuple(params.templates or [task.template]), params.strict_upstream
         self.class_names = tuple(map(words, task.class_names))
         self.images = PromptedImages(backbone.image_tower, self.engine)
 
     @cached_property
     def encoder(self) -> PromptEncoder:
-        sentences = [template.format(name) for template in self.templates for name in self.class_names]
-        layout = lay_out_sentences(self.backbone.text_tower, sentences)
-        return PromptEncoder(self.backbone.text_tower, layout, engine=self.engine)
+        sentences = [[template.format(name) for name in self.class_names] for template in self.templates]
+        tower = self.backbone.text_tower
+        layout = (lay_out_blended(tower, sentences) if self.strict
+                  else lay_out_sentences(tower, [one for its in sentences for one in its]))  # fmt: skip
+        return PromptEncoder(tower, layout, engine=self.engine)
 
     @property
     def text_layers(self) -> int:
         return len(self.backbone.text_tower.module.transformer.resblocks)  # type: ignore[attr-defined]
 
-    def class_weights(self, deep: Sequence[Deep | None], *, last_template: bool = False) -> Tensor:
+    def class_weights(self, deep: Sequence[Deep | None]) -> Tensor:
         """Text features (c, d), L2-normalised, of each class's sentences."""
         nothing = torch.zeros(0, self.backbone.text_tower.width, device=self.backbone.device)
-        features = self.encoder(nothing, deep=deep).view(len(self.templates), len(self.class_names), -1)
-        return features[-1] if last_template or len(features) == 1 else F.normalize(features.mean(0), dim=-1)
+        features = self.encoder(nothing, deep=deep).unflatten(0, (-1, len(self.class_names)))
+        return features[0] if len(features) == 1 else F.normalize(features.mean(0), dim=-1)
+
+    def taught(self) -> Tensor:
+        """Zero-shot's class weights (c, d)."""
+        if not self.strict:
+            return self.class_weights([None] * self.text_layers)
+        return encode_texts(self.backbone.text_tower, [self.templates[-1].format(name) for name in self.class_names])
 
 
 class _Prompted(FeatureLearner):
@@ -176,7 +184,7 @@ class DPL(_Prompted):
 
     @cached_property
     def _teacher(self) -> Tensor:
-        return self.towers.class_weights([None] * self.layers[1], last_template=self.params.strict_upstream)
+        return self.towers.taught()
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
@@ -246,7 +254,7 @@ def supernet(
     """What the search trains. Raises PromptError as `build` does."""
     _check(backbone, engine)
     asked = params.search.image_candidates, params.search.text_candidates
-    return Supernet(Towers(backbone, task, params.templates, engine), asked, generator)
+    return Supernet(Towers(backbone, task, params, engine), asked, generator)
 
 
 def build(
@@ -266,7 +274,7 @@ def build(
         For towers of other blocks, lengths for another number of layers, and sentences that do not fit the text tower.
     """
     _check(backbone, engine)
-    towers = Towers(backbone, task, params.templates, engine)
+    towers = Towers(backbone, task, params, engine)
     assert params.image_lengths is not None
     assert params.text_lengths is not None
     sides = ((params.image_lengths, towers.images.layers, towers.images.width, "image"),

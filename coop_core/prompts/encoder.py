@@ -48,6 +48,8 @@ class PromptEncoder:
         self.class_specific = class_specific
         self.engine = engine or Engine()
         self.path: Path = best_path(tower) if self.engine.path == "auto" else self.engine.path
+        if layout.blended is not None and self.path == "packed":
+            self.path = "cut"                                                     # a row of it is no token
         if self.path == "packed" and not supports_packing(tower):
             raise PromptError("engine.path is packed, but this text tower is not a plain causal one: set auto")
         if self.path != "packed" and self.engine.precision != "float32":

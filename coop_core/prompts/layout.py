@@ -8,11 +8,12 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from coop_core.backbone import Backbone, TextTower
 from coop_core.data.dataset import words
@@ -37,6 +38,14 @@ class PromptLayout:
     """(c,) rows up to and with the last special token."""
     context_rows: Tensor
     """(c, m) the row of each context vector."""
+    blended: Tensor | None = None
+    """(t, c, l) ids whose embeddings are averaged in each row, where a row is not one token."""
+
+    def embed(self, tower: TextTower, rows: int) -> Tensor:
+        """Frozen embeddings (c, l, w) of at least so many rows."""
+        ids = self.token_ids if self.blended is None else self.blended
+        found = tower.embed(F.pad(ids, (0, max(0, rows - ids.shape[-1])), value=tower.pad_id))
+        return found if self.blended is None else found.mean(dim=0)
 
     def prompts(self, *, class_specific: bool) -> list[tuple[Element, ...]]:
         """Each prompt as what stands in its rows; a context vector by its number among all of them."""
@@ -99,6 +108,15 @@ def lay_out_sentences(tower: TextTower, sentences: Sequence[str]) -> PromptLayou
     orders: list[tuple[list[int], list[int]]] = [(tower.tokenizer.tokenize(text), []) for text in sentences]
     _check_lengths(orders, sentences, tower, 0)
     return _layout(tower, orders)
+
+
+def lay_out_blended(tower: TextTower, sentences: Sequence[Sequence[str]]) -> PromptLayout:
+    """Several sentences a class (t, c), row by row averaged as embeddings and ended where the last one ends, as DPL's
+    released code does."""
+    layouts = [lay_out_sentences(tower, its) for its in sentences]
+    last = layouts[-1]
+    ids = [F.pad(one.token_ids, (0, last.token_ids.shape[1]), value=tower.pad_id) for one in layouts]
+    return replace(last, blended=torch.stack([its[:, : last.token_ids.shape[1]] for its in ids]))
 
 
 def _layout(tower: TextTower, orders: Sequence[tuple[list[int], list[int]]]) -> PromptLayout:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from coop_core.backbone import TextTower
@@ -39,9 +38,8 @@ class PaddedPrompts:
         self.recompute = self.chunks > len(groups)
         self.rows = sum(len(members) * length for members, length in self.groups)
         self.back = torch.cat([members for members, _ in self.groups]).argsort()
-        missing = max(length for _, length in self.groups) - layout.token_ids.shape[1]
         with torch.no_grad():
-            self.embeddings = tower.embed(F.pad(layout.token_ids, (0, max(0, missing)), value=tower.pad_id))
+            self.embeddings = layout.embed(tower, max(length for _, length in self.groups))
 
     def __call__(self, context_vectors: Tensor, deep: Sequence[Deep | None] = ()) -> Tensor:
         """(g, m, w) or (g, c, m, w) -> features (g, c, d), not normalised; `deep` is read in its block by all."""
