@@ -52,7 +52,7 @@ def _tried(params: Params, dataset: Dataset, runner: TrialRunner, heads: Sequenc
             if isinstance(one, str):
                 console.console.print(f"left out: {one}", highlight=False, soft_wrap=True)
             done.append("")
-            update(len(done), details="" if isinstance(one, str) else one.name)
+            update(min(len(done), len(heads)), details="" if isinstance(one, str) else one.name)
 
         return try_heads(params, dataset, runner, heads=heads, heard=heard)
 
