@@ -116,8 +116,8 @@ class PromptClassifier:
     def fit(self, images: Images, labels: Iterable[str] | None = None) -> "PromptClassifier":
         """Learn from a folder of class folders or a CSV file, or from pictures and the class name of each.
 
-        Images in a folder `test` beside `train` stay unread. Of the others, a few a class validate where there are
-        enough (`split_to_learn`).
+        Images in a folder `test` beside `train` are not learned from. Of the others, a few a class validate where there
+        are enough (`data.split.split_to_learn`).
 
         Raises
         ------

@@ -36,6 +36,8 @@ def default_params(
     if isinstance(named, dict) and named.get("name") == "upl":
         raise ParamsError("method upl learns from images without labels, and here all have one: take another method, "
                           "or set split.unlabelled in params.yaml and run `dvc repro`")  # fmt: skip
+    if train is not None and not isinstance(train, dict):
+        raise ParamsError(f"train is {train!r}, not a dict of the train section such as {{'epochs': 50}}")
     section = _backbone(backbone)
     rate = _MINI_LEARNING_RATE if section["architecture"] == "mini" else _LEARNING_RATE
     tree = {
