@@ -101,6 +101,16 @@ def few_shot_split(
     `shots` None takes all training images that do not validate, of some classes perhaps more than of others.
     `val_shots` is the number of validation images a class, min(shots, 4) unless given.
 
+    >>> files = [("a.png", 0), ("b.png", 0), ("c.png", 1), ("d.png", 1)]
+    >>> images = tuple(LabelledImage(file, label, "train", digest=file) for file, label in files)
+    >>> photos = Dataset(Path("photos"), "photos", ("cat", "dog"), "a photo of a {}.", images, {})
+    >>> few_shot_split(photos, shots=2, seed=1)
+    Traceback (most recent call last):
+    coop_core.errors.SplitError: split.shots 2 needs 2 training and 2 validation images a class, but 'cat' has 2,
+    'dog' has 2: lower split.shots or add images
+    >>> [image.path for image in few_shot_split(photos, shots=1, seed=1).train]
+    ['b.png', 'd.png']
+
     Raises
     ------
     SplitError
