@@ -62,6 +62,7 @@ class PromptClassifier:
         backbone: str | Backbone = "mini",
         shots: int | None = None,
         template: str = GENERIC_TEMPLATE,
+        descriptions: dict[str, list[str]] | None = None,
         device: str = "auto",
         seed: int = 1,
         train: dict[str, Any] | None = None,
@@ -81,6 +82,8 @@ class PromptClassifier:
             Training images a class; None takes all that are given.
         template
             The hand-written prompt, with one {} for the class name.
+        descriptions
+            Sentences a class, {class name: [sentence, ...]}, for `biomedcoop`.
         device
             A device of torch, or `auto`: CUDA where there is some. A loaded backbone stays where it is.
         train
@@ -92,7 +95,8 @@ class PromptClassifier:
             Called with what is done, how much of it, and of how much.
         """
         self.method, self.backbone, self.shots, self.template = method, backbone, shots, template
-        self.device, self.seed, self.train, self.cache, self.progress = device, seed, train, cache, progress
+        self.descriptions, self.device, self.seed = descriptions, device, seed
+        self.train, self.cache, self.progress = train, cache, progress
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The constructor's parameters as they were given; `deep` is there for scikit-learn and changes nothing."""
@@ -134,7 +138,7 @@ class PromptClassifier:
         with tempfile.TemporaryDirectory(prefix="coop-") as name:
             folder = Path(name)
             dataset = read_given(
-                images, labels, folder, template=self.template,
+                images, labels, folder, template=self.template, descriptions=self.descriptions,
                 progress=lambda done, total: self.progress("images checked", done, total),
             )  # fmt: skip
             split = split_to_learn(dataset, shots=self.shots, seed=self.seed)

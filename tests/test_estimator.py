@@ -1,5 +1,7 @@
 """PromptClassifier: images and class names in one call -> what the stages would write, and its answers."""
 
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +16,9 @@ from sklearn.base import clone
 from toy_images import paint, paint_classes, toy_image
 from toy_params import toy_params
 
+import coop_core.artifact
+import coop_core.backbone
+import coop_core.params.sections
 from coop_core import PromptClassifier
 from coop_core.data.catalog import read_source
 from coop_core.data.importers import import_dataset
@@ -35,7 +40,9 @@ from coop_core.training import fit
 from pipelines.commands.predict import load_predictor
 from pipelines.settings import Settings
 
+ROOT = Path(__file__).parents[1]
 NAMES = ("cat", "forest_floor", "river")
+DPL = {"name": "dpl", "image_lengths": [0, 2], "text_lengths": [1, 0, 2]}
 COOP: dict[str, Any] = {"name": "coop", "n_context": 2}
 TRAIN = {"epochs": 4, "batch_size": 4, "learning_rate": 0.02}
 PICTURES = [toy_image(number, size=(40, 30)) for number in range(12)]
@@ -181,9 +188,12 @@ def test_no_images_have_no_answers(fitted):
 # What it keeps
 
 
-@pytest.mark.parametrize("method", ["gda", COOP, "tip_adapter"])
+@pytest.mark.parametrize("method", [
+    "gda", "tip_adapter", "biomedcoop", pytest.param(COOP, id="coop"), pytest.param(DPL, id="dpl")
+])  # fmt: skip
 def test_what_is_saved_answers_alike_when_it_is_loaded_and_saved_again(backbone, folder, tmp_path, method):
-    classifier = PromptClassifier(method, backbone=backbone, train=TRAIN).fit(folder)
+    said = {name: [f"this shows a {name}.", f"a {name}, outdoors.", f"one {name}."] for name in NAMES}
+    classifier = PromptClassifier(method, backbone=backbone, train=TRAIN, descriptions=said).fit(folder)
     classifier.save(tmp_path / "first")
 
     loaded = PromptClassifier.load(tmp_path / "first", device="cpu")
@@ -241,6 +251,24 @@ def test_importing_the_package_imports_nothing_heavy():
     assert not {"torch", "numpy", "PIL", "pydantic", "open_clip"} & set(loaded)
 
 
+def test_the_examples_of_the_page_run(backbone, folder, tmp_path, monkeypatch, capsys):
+    """On toys in the places that docs/api.md names, with a tiny backbone in place of mini."""
+    monkeypatch.chdir(tmp_path)
+    for module in (coop_core.artifact, coop_core.backbone, coop_core.params.sections):
+        monkeypatch.setattr(module, "load_backbone", lambda *named, **more: backbone)
+    for place in ("photos", "held_out"):
+        shutil.copytree(folder, place, ignore=shutil.ignore_patterns("*.csv"))
+    for name in ("one.jpg", "another.jpg"):
+        PICTURES[0].save(name)
+    one, heads = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
+
+    exec(one)
+    exec(heads)
+
+    assert len(PromptClassifier.load("prompt").predict(["one.jpg"])) == 1
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["gda", "probe", "tip_adapter"]
+
+
 # What it refuses
 
 WRONG: dict[str, tuple[dict[str, Any], type[CoopError], str]] = {
@@ -248,6 +276,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[CoopError], str]] = {
     "a method's unknown key": ({"method": {"name": "gda", "beta": 1}}, ParamsError, "beta is not a known key"),
     "a method without labels": ({"method": "upl"}, ParamsError, "upl learns from images without labels, and here all"),
     "a method that needs sentences": ({"method": "biomedcoop"}, CoopError, "descriptions"),
+    "a class without sentences": ({"descriptions": {"cat": ["a cat."]}}, DatasetError, "no sentence for 'forest fl"),
     "no shots": ({"shots": 0}, ParamsError, r"split\.shots: input should be greater than or equal to 1"),
     "more shots than images": ({"shots": 5}, SplitError, "split.shots 5 needs 5 training images a class, but 'cat'"),
     "two holes": ({"template": "{} {}"}, ParamsError, r"template '\{\} \{\}' needs exactly one \{\} for the class"),

@@ -26,9 +26,12 @@ def read_given(
     folder: Path,
     *,
     template: str,
+    descriptions: dict[str, list[str]] | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Dataset:
     """The images, each looked at, in their normal form below `folder`; pictures need `labels`, a class name each.
+
+    `descriptions` are sentences a class by its name.
 
     Raises
     ------
@@ -38,8 +41,8 @@ def read_given(
     target = folder / "raw"
     if labels is not None:
         pictures, names = image_pairs(images, labels)
-        card = Card(name="images", template=template)
-        return import_images(card, _as_files(pictures, folder / "pictures"), names, target, progress=progress)
+        own = Card(name="images").model_copy(update={"template": template, "descriptions": descriptions})
+        return import_images(own, _as_files(pictures, folder / "pictures"), names, target, progress=progress)
     if not isinstance(images, str | Path):
         raise DatasetError("images without labels must be a folder of class folders or a CSV file: give its path, or "
                            "a class name for each image")  # fmt: skip
@@ -48,7 +51,7 @@ def read_given(
         raise DatasetError(f"{place} is no folder of class folders and no CSV file with path and label: give one, or "
                            "a list of images with their labels")  # fmt: skip
     card, below = read_source(place)
-    own = card.model_copy(update={"template": template})
+    own = card.model_copy(update={"template": template, "descriptions": descriptions})
     return import_dataset(own, below, target, test_fraction=0, progress=progress)
 
 
