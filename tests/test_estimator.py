@@ -35,6 +35,7 @@ from coop_core.errors import (
 from coop_core.features.examples import CachedFeatures
 from coop_core.features.extract import extract_features
 from coop_core.files import read_array
+from coop_core.params.defaults import default_params
 from coop_core.preparing import prepare
 from coop_core.training import fit
 from pipelines.commands.predict import load_predictor
@@ -160,6 +161,18 @@ def test_progress_is_told_of_every_step(backbone, folder):
     assert {what: (done, total) for what, done, total in told} == {
         "images checked": (12, 12), "features computed": (12, 12), "epochs of coop": (4, 4)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "architecture", "pretrained"), [
+    ("mini", "mini", None), ("ViT-B-32:openai", "ViT-B-32", "openai"), ("ViT-B-32", "ViT-B-32", None),
+    ("RN50:/weights/a:b.pt", "RN50", "/weights/a:b.pt"), ("local-dir:/towers", "local-dir:/towers", None),
+    ("hf-hub:someone/something", "hf-hub:someone/something", None),
+])  # fmt: skip
+def test_a_backbone_is_an_architecture_and_what_it_was_trained_on(given, architecture, pretrained):
+    found = default_params(method="gda", backbone=given, shots=None, template="a {}.", seed=1, train=None)
+
+    assert (found.backbone.architecture, found.backbone.pretrained) == (architecture, pretrained)
+    assert found.train.learning_rate == (0.02 if given == "mini" else 0.002)
 
 
 # What it answers
