@@ -169,7 +169,7 @@ def test_batches_change_no_answer(coop):
 def test_json_is_one_object_a_line_with_the_most_probable_class_first(coop):
     answer = coop("predict", "images/a.png", "--json", "--top", "3").answers[0]
 
-    assert list(answer) == ["image", "label", "probability", "labels", "probabilities"]
+    assert list(answer) == ["image", "answer", "label", "probability", "labels", "probabilities"]
     assert (answer["label"], answer["probability"]) == (answer["labels"][0], answer["probabilities"][0])
     assert answer["probabilities"] == sorted(answer["probabilities"], reverse=True)
     assert set(answer["labels"]) == set(NAMES)
@@ -256,7 +256,7 @@ def test_an_unreadable_image_is_an_object_of_its_own_in_json(coop):
     assert said.status == 2
     assert [set(answer) for answer in said.answers] == [
         {"image", "error"},
-        {"image", "label", "probability", "labels", "probabilities"},
+        {"image", "answer", "label", "probability", "labels", "probabilities"},
     ]
 
 

@@ -37,6 +37,7 @@ class Names:
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.fault: Exception | None = None
+        self.threshold = 0.0
 
     def view(self, image: bytes) -> Any:
         try:
@@ -50,7 +51,7 @@ class Names:
         if self.fault:
             raise self.fault
         self.batches.append(len(views))
-        return [Prediction((self.name, "other"), (0.75, 0.25)) for _ in views]
+        return [Prediction((self.name, "other"), (0.75, 0.25), self.threshold) for _ in views]
 
 
 def png() -> bytes:
@@ -329,6 +330,17 @@ def test_metrics_are_prometheus_text(running) -> None:
                  'coop_answer_probability_bucket{le="0.8"} 1.0', "coop_batch_images_sum 1.0",
                  "coop_request_seconds_count 1.0", 'coop_reloads_total{outcome="failed"} 0.0'):  # fmt: skip
         assert line in text.splitlines()
+
+
+def test_a_version_that_is_not_sure_enough_answers_null_with_its_guesses(running) -> None:
+    asked = running()
+    asked.names["1"].threshold = 0.8
+    (said,) = asked.post().json()["predictions"]
+
+    assert (said["answer"], said["label"], said["probability"]) == (None, "one", 0.75)
+    assert asked.metric("coop_images_total", outcome="abstained") == 1
+    asked.names["1"].threshold = 0.7
+    assert asked.post().json()["predictions"][0]["answer"] == "one"
 
 
 def test_the_page_loads_nothing_from_elsewhere(running) -> None:

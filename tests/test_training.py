@@ -423,7 +423,7 @@ def test_trainings_at_once_encode_their_prompts_in_one_pass(learner, images):
     asked = []
     for one in learners:
         encode = one.encoder._encoding
-        one.encoder._encoding = lambda sets, encode=encode: asked.append(len(sets)) or encode(sets)
+        one.encoder._encoding = lambda sets, deep, encode=encode: asked.append(len(sets)) or encode(sets, deep)
 
     fit_together([_training(one, images, 0, 0.02, 2) for one in learners])
 

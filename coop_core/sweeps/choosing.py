@@ -31,6 +31,8 @@ HEADS: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 """What is compared unless other heads are asked for."""
 
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -81,7 +83,7 @@ class Choice:
     @property
     def tied(self) -> tuple[Candidate, ...]:
         """Those that the validation images do not tell from the best, which is among them."""
-        return tuple(one for one, (by, error) in zip(self.candidates, self.behind, strict=True) if by <= error)
+        return tuple(one for one, (by, error) in zip(self.candidates, self.behind, strict=True) if by <= error + _ROUNDING)
 
     @property
     def images(self) -> int:

@@ -18,7 +18,7 @@ class Metrics:
             "coop_request_seconds", "From the head of a request to its answer.", buckets=_SECONDS, registry=own
         )
         self.in_flight = Gauge("coop_requests_in_flight", "Requests that wait for their answer.", registry=own)
-        self.images = Counter("coop_images", "Images, answered or unreadable.", ["outcome"], registry=own)
+        self.images = Counter("coop_images", "Images: answered, abstained from, or unreadable.", ["outcome"], registry=own)
         self.batch = Histogram(
             "coop_batch_images", "Images through the tower together.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=own
         )

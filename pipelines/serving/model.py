@@ -78,6 +78,6 @@ class _Answers:
             self._metrics.images.labels("unreadable").inc()
             return found
         all_classes = found.result()
-        self._metrics.images.labels("answered").inc()
+        self._metrics.images.labels("answered" if all_classes.answer is not None else "abstained").inc()
         self._metrics.probability.observe(all_classes.probabilities[0])
         return replace(all_classes, labels=all_classes.labels[:top], probabilities=all_classes.probabilities[:top])
