@@ -5,5 +5,22 @@ The way of the data, one module a step:
     catalog -> importers -> validation -> dataset -> split -> images, backbone, features
             -> prompt -> text_encoding -> methods, training -> artifact -> evaluation -> report
 
+`PromptClassifier` goes this way in one call, from Python (docs/api.md).
 Nothing here reads an environment variable or talks to a service; that is what `pipelines` is for.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coop_core.estimator import PromptClassifier
+
+__all__ = ["PromptClassifier"]
+
+
+def __getattr__(name: str) -> Any:
+    """The classifier when it is first asked for: importing the package alone imports no torch."""
+    if name == "PromptClassifier":
+        from coop_core.estimator import PromptClassifier
+
+        return PromptClassifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -80,15 +80,19 @@ class Artifact:
 
 
 def write_artifact(folder: Path, learner: Learner, card: dict[str, Any]) -> None:
+    """Write what was learned, with its card."""
+    copy_artifact(Artifact(card, learner.state_dict(), collapsed(learner)), folder)
+
+
+def copy_artifact(artifact: Artifact, folder: Path) -> None:
     """Write the three files; the card comes last, so that a folder with a card is whole."""
-    state = learner.state_dict()
-    digests = {"context": digest_tensors(state)}
-    write_tensors(folder / "context.safetensors", state)
-    if classifier := collapsed(learner):
-        tensors = classifier.tensors("classifier")
+    digests = {"context": digest_tensors(artifact.state)}
+    write_tensors(folder / "context.safetensors", artifact.state)
+    if artifact.classifier is not None:
+        tensors = artifact.classifier.tensors("classifier")
         digests["class_weights"] = digest_tensors(tensors)
         write_tensors(folder / "class_weights.safetensors", tensors)
-    write_card(folder, {**card, "digests": digests})
+    write_card(folder, {**artifact.card, "digests": digests})
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:

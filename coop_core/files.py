@@ -32,6 +32,12 @@ def digest_path(path: Path) -> str:
     return digest_json(sorted(inside)) if path.is_dir() else ""
 
 
+def digest_code(folder: Path) -> str:
+    """SHA-256 of a folder's Python files with their names, at any depth."""
+    sources = sorted(folder.rglob("*.py"))
+    return digest_json([[path.relative_to(folder).as_posix(), digest_file(path)] for path in sources])
+
+
 def digest_json(value: Any) -> str:
     """SHA-256 of a JSON value; the order of keys does not matter."""
     return digest_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())

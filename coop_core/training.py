@@ -58,6 +58,10 @@ def learning_rate_at(epoch: int, recipe: TrainParams) -> float:
 
     Warm-up epochs run at the constant warm-up rate; the cosine then counts from zero with its period equal to
     all epochs, so it does not reach zero.
+
+    >>> recipe = TrainParams(epochs=4, learning_rate=0.02)
+    >>> [round(learning_rate_at(epoch, recipe), 5) for epoch in range(4)]
+    [1e-05, 0.02, 0.01707, 0.01]
     """
     if epoch < recipe.warmup_epochs:
         return recipe.warmup_learning_rate

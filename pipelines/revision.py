@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import coop_core
-from coop_core.files import digest_file, digest_json
+from coop_core.files import digest_code
 
 _ROOT = Path(coop_core.__file__).parents[1]
 _CODE = ("coop_core", "pipelines", "pyproject.toml", "constraints.txt", "dvc.yaml")
@@ -29,8 +29,7 @@ def code_revision(root: Path = _ROOT) -> str:
 
 def core_digest() -> str:
     """Digest of the library's code, which with parameters and images decides every result."""
-    root = Path(coop_core.__file__).parent
-    return digest_json([[path.relative_to(root).as_posix(), digest_file(path)] for path in sorted(root.rglob("*.py"))])
+    return digest_code(Path(coop_core.__file__).parent)
 
 
 def _git(root: Path, *words: str) -> str:

@@ -23,7 +23,7 @@ ROOMS = {
         "answering training",
         "searching predictor transfer",
         "preparing",
-        "sweeps",
+        "sweeps estimator",
         "reproduction",
     ],
     "pipelines": [
@@ -44,6 +44,7 @@ INSIDE = {
         "validation",
         "folders listings",
         "importers",
+        "given",
     ],
     "coop_core.backbone": [
         "base blocks torchvision_operators efficientnet folding",
@@ -65,7 +66,7 @@ INSIDE = {
     ],
     "coop_core.judging": ["classifier evaluation gate transfer", "baselines confidence", "pseudo_labels"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
-    "coop_core.params": ["sections", "sweep", "run", "file", "recipes"],
+    "coop_core.params": ["sections", "sweep", "run", "file", "recipes defaults"],
     "coop_core.sweeps": ["sweep", "trials", "choosing"],
     "coop_core.reproduction": ["figures grid estimate", "comparison"],
     "pipelines.sources": ["storage catalogue", "datasets"],

@@ -1007,3 +1007,16 @@ def test_an_idx_file_that_is_missing_is_a_sentence(source: Path) -> None:
     with pytest.raises(DatasetError, match=r"t10k-labels-idx1-ubyte\.gz"):
         import_folder(source, card=IDX)
     assert not (source.parent / "out").exists()
+
+
+def test_nothing_is_held_out_where_no_test_fraction_is_asked(source: Path, tmp_path: Path) -> None:
+    paint_classes(source, {"river": 2, "forest": 1})
+    dataset = import_dataset(*read_source(source), tmp_path / "raw", test_fraction=0)
+    assert [image.subset for image in dataset.images] == ["train"] * 3
+
+
+def test_a_class_that_is_only_tested_cannot_be_learned(source: Path, tmp_path: Path) -> None:
+    paint_classes(source / "train", {"river": 2, "forest": 1})
+    paint_classes(source / "test", {"sea": 2}, first=9)
+    with pytest.raises(DatasetError, match=r"classes have no train image \(.*\): sea$"):
+        import_dataset(*read_source(source), tmp_path / "raw", test_fraction=0)

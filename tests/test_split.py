@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coop_core.data.dataset import Dataset, LabelledImage
-from coop_core.data.split import Split, SplitImage, few_shot_split, read_split, write_split
+from coop_core.data.split import Split, SplitImage, few_shot_split, read_split, split_to_learn, write_split
 from coop_core.errors import SplitError
 from coop_core.files import digest_bytes, digest_json
 
@@ -408,3 +408,41 @@ def test_a_split_of_before_label_noise_is_read(tmp_path: Path) -> None:
     fields = {name: tree[name] for name in Split.__dataclass_fields__ if name in tree}
     (tmp_path / "split.json").write_text(json.dumps({**tree, "digest": digest_json(fields)}))
     assert read_split(tmp_path / "split.json") == noisy(0)
+
+
+# Images that are all there to learn from
+
+
+@pytest.mark.parametrize(("given", "shots", "train", "val"), [
+    (4, None, 4, 0), (5, None, 4, 1), (20, None, 16, 4), (50, None, 46, 4),
+    (8, 8, 8, 0), (10, 8, 8, 2), (50, 8, 8, 4), (50, 1, 1, 1),
+])  # fmt: skip
+def test_what_is_left_or_a_fifth_validates_and_four_at_most(given, shots, train, val) -> None:
+    split = split_to_learn(toy_dataset(train=given, test=0), shots=shots, seed=1)
+    assert (len(split.train), len(split.val), split.shots) == (5 * train, 5 * val, train)
+    assert not set(digests(split.train)) & set(digests(split.val))
+
+
+def test_own_validation_images_leave_all_others_to_learn_from() -> None:
+    split = split_to_learn(toy_dataset(train=10, val=6, test=0), shots=None, seed=1)
+    assert (len(split.train), len(split.val)) == (50, 20)
+
+
+def test_copies_of_an_image_do_not_validate_what_they_taught() -> None:
+    split = split_to_learn(toy_dataset(train=4, test=0, copies=3), shots=None, seed=1)
+    assert (len(split.train), len(split.val)) == (20, 0)
+
+
+def test_uneven_classes_are_taken_whole_and_round_by_round() -> None:
+    dataset = toy_dataset(["a", "b"], train=8, test=0)
+    fewer = dataclasses.replace(dataset, images=tuple(i for i in dataset.images if i.label or not i.path[7] > "2"))
+    split = few_shot_split(fewer, shots=None, seed=1, val_shots=1)
+    assert [image.label for image in split.train] == [0, 1, 0, 1, 1, 1, 1, 1, 1]
+    assert split.shots == 7
+    even = few_shot_split(dataset, shots=7, seed=1, val_shots=1)
+    assert by_class(split, split.train)["b"] == by_class(even, even.train)["b"]
+
+
+def test_a_pool_without_labels_needs_its_shots() -> None:
+    with pytest.raises(SplitError, match=r"images without labels need split\.shots: how many of each class"):
+        few_shot_split(toy_dataset(), shots=None, seed=1, unlabelled="all")

@@ -165,6 +165,9 @@ def class_labels(card: Card, class_folders: Iterable[str]) -> tuple[dict[str, in
 
     The order is the card's list, else the alphabet. Composed and decomposed Unicode, as Linux and macOS write file
     names, are one folder.
+
+    >>> class_labels(Card(name="animals", class_names={"n1": "tench"}), ["n2", "n1"])
+    ({'n2': 1, 'n1': 0}, ['tench', 'n2'], [])
     """
     composed = {folder: unicodedata.normalize("NFC", folder) for folder in class_folders}
     folders = sorted(set(composed.values()))

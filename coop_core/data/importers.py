@@ -14,7 +14,7 @@ import numpy as np
 
 from coop_core.data import validation
 from coop_core.data.archives import read_gzip
-from coop_core.data.catalog import Card
+from coop_core.data.catalog import Card, class_labels
 from coop_core.data.dataset import NO_LABEL, SUBSET_NAMES, Dataset, LabelledImage, Subset, shown, words, write_dataset
 from coop_core.data.descriptions import check_descriptions
 from coop_core.data.folders import read_folders, read_pool
@@ -37,7 +37,7 @@ def import_dataset(
     """Read the data set that `card` describes below `folder` and write its normal form into `target`.
 
     `pool` is the folder of its images without labels, if it has any: they are trained on, and what lies below `folder`
-    judges.
+    judges. `test_fraction` 0 holds no image out, and no class needs a test image.
 
     Raises
     ------
@@ -57,15 +57,46 @@ def import_dataset(
     if pool is not None:
         samples = [replace(sample, subset=sample.subset or "test") for sample in samples]
         samples += read_pool(pool, findings)
+    places = [_place(sample, folder, pool) for sample in samples]
+    return _import_files(card, samples, places, class_names, target, findings, test_fraction=test_fraction,
+                         accept=accept, progress=progress)  # fmt: skip
+
+
+def import_images(
+    card: Card,
+    files: Sequence[Path],
+    labels: Sequence[str],
+    target: Path,
+    *,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Dataset:
+    """Files, wherever they lie, and the class folder each would be in -> the data set, all of it to train on.
+
+    Raises
+    ------
+    DatasetError
+        As `import_dataset`, with all faults at once.
+    """
+    label_of, class_names, _ = class_labels(card, set(labels))
+    samples = [Sample(file, label_of[label], "train") for file, label in zip(files, labels, strict=True)]
+    places = [f"images/{number}{file.suffix}" for number, file in enumerate(files)]
+    return _import_files(card, samples, places, class_names, target, Findings(), test_fraction=0, progress=progress)
+
+
+def _import_files(
+    card: Card, samples: Sequence[Sample], places: Sequence[str], class_names: Sequence[str], target: Path,
+    findings: Findings, *, test_fraction: float, progress: Callable[[int, int], object], accept: Collection[str] = (),
+) -> Dataset:  # fmt: skip
+    """Check all samples and copy each to its place below `target`."""
     validation.check_classes(class_names, findings, accept=accept)
     digests = validation.check_files(samples, findings, progress=progress)
     subsets = _assign_subsets(samples, digests, test_fraction=test_fraction)
     validation.check_duplicates(samples, digests, subsets, findings, accept=accept)
     images = tuple(
-        LabelledImage(_place(sample, folder, pool), sample.label, subset, digest)
-        for sample, subset, digest in zip(samples, subsets, digests, strict=True)
+        LabelledImage(place, sample.label, subset, digest)
+        for place, sample, subset, digest in zip(places, samples, subsets, digests, strict=True)
     )
-    dataset = _dataset(card, target, class_names, images, findings)
+    dataset = _dataset(card, target, class_names, images, findings, tests=test_fraction > 0)
     for sample, image in zip(samples, images, strict=True):
         copy = target / image.path
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -81,8 +112,9 @@ def _place(sample: Sample, folder: Path, pool: Path | None) -> str:
 
 
 def _dataset(
-    card: Card, target: Path, class_names: Sequence[str], images: tuple[LabelledImage, ...], findings: Findings
-) -> Dataset:
+    card: Card, target: Path, class_names: Sequence[str], images: tuple[LabelledImage, ...], findings: Findings,
+    *, tests: bool = True,
+) -> Dataset:  # fmt: skip
     """The data set, or all its faults."""
     about = {
         "title": card.title or card.name,
@@ -96,19 +128,19 @@ def _dataset(
         described = check_descriptions(card.descriptions, class_names, where=f"descriptions of {card.name}")
         dataset = replace(dataset, descriptions=described)
     trains = not card.unlabelled and card.subsets.get("*") != "test"
-    validation.check_counts(dataset.counts(), findings, trains=trains)
+    validation.check_counts(dataset.counts(), findings, trains=trains, tests=tests)
     validation.check_published(card, class_names, [image.subset for image in images], findings)
     findings.raise_faults(card.name)
     return dataset
 
 
 def _assign_subsets(samples: Sequence[Sample], digests: Sequence[str], *, test_fraction: float) -> list[Subset]:
-    """Keep the source's subsets; where it names none, hold out a share of each class for testing.
+    """Keep the source's subsets; where it names none, hold out a share of each class for testing (0: none).
 
     The choice is by image digest: it depends on nothing but the images, copies stay together, and an image
     keeps its side when its file is renamed.
     """
-    if any(sample.subset for sample in samples):
+    if any(sample.subset for sample in samples) or not test_fraction:
         return [sample.subset or "train" for sample in samples]
     by_class: dict[int, set[str]] = defaultdict(set)
     keys = [digest or f"unreadable {position}" for position, digest in enumerate(digests)]

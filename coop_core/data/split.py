@@ -78,12 +78,13 @@ class Split:
 def few_shot_split(
     dataset: Dataset,
     *,
-    shots: int,
+    shots: int | None,
     seed: int,
     classes: Literal["all", "base", "new"] = "all",
     test_per_class: int | None = None,
     label_noise: float = 0.0,
     unlabelled: int | Literal["all"] | None = None,
+    val_shots: int | None = None,
 ) -> Split:
     """Choose the images that train, validate and test.
 
@@ -97,6 +98,19 @@ def few_shot_split(
     `unlabelled`: so many of all training images become a pool, and no label of theirs is read; validation images then
     come from the data set's own val subset alone.
 
+    `shots` None takes all training images that do not validate, of some classes perhaps more than of others.
+    `val_shots` is the number of validation images a class, min(shots, 4) unless given.
+
+    >>> files = [("a.png", 0), ("b.png", 0), ("c.png", 1), ("d.png", 1)]
+    >>> images = tuple(LabelledImage(file, label, "train", digest=file) for file, label in files)
+    >>> photos = Dataset(Path("photos"), "photos", ("cat", "dog"), "a photo of a {}.", images, {})
+    >>> few_shot_split(photos, shots=2, seed=1)
+    Traceback (most recent call last):
+    coop_core.errors.SplitError: split.shots 2 needs 2 training and 2 validation images a class, but 'cat' has 2,
+    'dog' has 2: lower split.shots or add images
+    >>> [image.path for image in few_shot_split(photos, shots=1, seed=1).train]
+    ['b.png', 'd.png']
+
     Raises
     ------
     SplitError
@@ -104,12 +118,20 @@ def few_shot_split(
     """
     names, pools = _pools(dataset, classes)
     own_val = any(subset == "val" for _, subset in pools)
-    val_shots = min(shots, MAX_VALIDATION_SHOTS)
+    if val_shots is None:
+        val_shots = MAX_VALIDATION_SHOTS if shots is None else min(shots, MAX_VALIDATION_SHOTS)
     if unlabelled is None:
-        _check_pools(pools, names, shots=shots, reserve=0 if own_val else val_shots)
+        reserve = 0 if own_val else val_shots
+        _check_pools(pools, names, shots=shots or 1, reserve=reserve)
         ordered = [_ordered(pools[label, "train"], label, seed=str(seed)) for label in range(len(names))]
-        rounds = [images[number] for number in range(shots) for images in ordered]
-        train, spare = _with_noise(rounds, len(names), label_noise, seed), [images[shots:] for images in ordered]
+        taken = [len(images) - reserve if shots is None else shots for images in ordered]
+        rounds = [images[number] for number in range(max(taken))
+                  for images, count in zip(ordered, taken, strict=True) if number < count]  # fmt: skip
+        train = _with_noise(rounds, len(names), label_noise, seed)
+        spare = [images[count:] for images, count in zip(ordered, taken, strict=True)]
+        shots = max(taken)
+    elif shots is None:
+        raise SplitError("images without labels need split.shots: how many of each class are learned from")
     else:
         train, spare = _without_labels(dataset, seed=seed, count=unlabelled), [[] for _ in names]
     if own_val:
@@ -118,6 +140,26 @@ def few_shot_split(
     test = tuple(image for label in range(len(names)) for image in _test(pools, label, test_per_class))
     return Split(dataset.name, dataset.digest, dataset.template, names, shots, seed, classes, train, val, test,
                  label_noise, _descriptions(dataset, classes))  # fmt: skip
+
+
+def split_to_learn(dataset: Dataset, *, shots: int | None, seed: int) -> Split:
+    """`few_shot_split` of images that are all there to learn from: all of them, or `shots` a class.
+
+    Validation images are the data set's own, else what `shots` leave of the smallest class, or a fifth of it where all
+    are taken: four a class at most, none where there are too few.
+
+    Raises
+    ------
+    SplitError
+        When a class has fewer images than `shots`.
+    """
+    names, pools = _pools(dataset, "all")
+    smallest = min(len(pools[label, "train"]) for label in range(len(names)))
+    spare = smallest // 5 if shots is None else max(0, smallest - shots)
+    if any(subset == "val" for _, subset in pools):
+        spare = MAX_VALIDATION_SHOTS
+    val_shots = min(spare, MAX_VALIDATION_SHOTS if shots is None else shots, MAX_VALIDATION_SHOTS)
+    return few_shot_split(dataset, shots=shots, seed=seed, val_shots=val_shots)
 
 
 def judged_images(

@@ -138,11 +138,14 @@ def check_duplicates(
     findings.add("the same image is in two classes", contradictory)
 
 
-def check_counts(counts: dict[str, dict[str, int]], findings: Findings, *, trains: bool = True) -> None:
-    """Every class needs images to test on, and, where it `trains`, to train on; `counts` is in label order."""
+def check_counts(
+    counts: dict[str, dict[str, int]], findings: Findings, *, trains: bool = True, tests: bool = True
+) -> None:
+    """Every class needs images to train and to test on, as far as the data set is for that; `counts` is in label
+    order."""
     judged = {name: count for label, (name, count) in enumerate(counts.items()) if label not in findings.explained}
     findings.add("classes have no image", [name for name, count in judged.items() if not any(count.values())])
-    for subset in ("train", "test") if trains else ("test",):
+    for subset in ["train"] * trains + ["test"] * tests:
         findings.add(
             f"classes have no {subset} image (each needs one to train on and another to test on)",
             [name for name, count in judged.items() if any(count.values()) and not count[subset]],

@@ -69,7 +69,13 @@ def evaluate(
 
 
 def wilson_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % score interval of a proportion (Wilson 1927)."""
+    """95 % score interval of a proportion (Wilson 1927).
+
+    >>> [round(edge, 2) for edge in wilson_interval(9, 10)]
+    [0.6, 0.98]
+    >>> [round(edge, 2) for edge in wilson_interval(90, 100)]
+    [0.83, 0.94]
+    """
     p = hits / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)

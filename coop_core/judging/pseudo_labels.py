@@ -37,6 +37,12 @@ def pseudo_labels(
     """Probabilities (n, c) of a pool -> the images of each class that are learned from.
 
     The `per_class` most confident, and all whose confidence is above `min_confidence`.
+
+    >>> said = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.8, 0.2]])
+    >>> pseudo_labels(said, ["a", "b", "c", "d"], per_class=1).rows.tolist()
+    [0, 2]
+    >>> pseudo_labels(said, ["a", "b", "c", "d"], per_class=1, min_confidence=0.75).rows.tolist()
+    [0, 3, 2]
     """
     answers, confidences = probabilities.argmax(1), probabilities.max(1)
     order = np.lexsort((np.array(digests), -confidences, answers))               # the last key counts first

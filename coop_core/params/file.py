@@ -47,7 +47,11 @@ def parse_params(tree: Any, *, where: str) -> Params:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested parameters -> dotted names."""
+    """Nested parameters -> dotted names.
+
+    >>> flat({"seed": 1, "train": {"epochs": 4}})
+    {'seed': 1, 'train.epochs': 4}
+    """
     found: dict[str, Any] = {}
     for name, value in tree.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

@@ -48,7 +48,18 @@ class PromptLayout:
         return found if self.blended is None else found.mean(dim=0)
 
     def prompts(self, *, class_specific: bool) -> list[tuple[Element, ...]]:
-        """Each prompt as what stands in its rows; a context vector by its number among all of them."""
+        """Each prompt as what stands in its rows; a context vector by its number among all of them.
+
+        >>> rows = PromptLayout(
+        ...     token_ids=torch.tensor([[1, 0, 0, 7, 9], [1, 0, 0, 8, 9]]),
+        ...     lengths=torch.tensor([5, 5]),
+        ...     context_rows=torch.tensor([[1, 2], [1, 2]]),
+        ... )
+        >>> rows.prompts(class_specific=False)[1]
+        (1, ('context', 0), ('context', 1), 8, 9)
+        >>> rows.prompts(class_specific=True)[1]
+        (1, ('context', 2), ('context', 3), 8, 9)
+        """
         m = self.context_rows.shape[1]
         found = []
         for number, (ids, length, rows) in enumerate(

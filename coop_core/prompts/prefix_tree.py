@@ -50,7 +50,14 @@ class PrefixTree:
 
 
 def build_tree(prompts: Sequence[Path]) -> PrefixTree:
-    """Arrange prompts, each its elements up to and with EOT; equal elements stand for equal embeddings."""
+    """Arrange prompts, each its elements up to and with EOT; equal elements stand for equal embeddings.
+
+    >>> tree = build_tree([("SOS", "ctx", "sea", "lion", "EOT"), ("SOS", "ctx", "sea", "snake", "EOT")])
+    >>> tree.elements
+    ['SOS', 'ctx', 'sea', 'lion', 'EOT', 'snake', 'EOT']
+    >>> tree.positions.tolist(), tree.ends.tolist()
+    ([0, 1, 2, 3, 4, 3, 4], [4, 6])
+    """
     order = sorted(range(len(prompts)), key=lambda i: [str(element) for element in prompts[i]])
     ordered = [prompts[i] for i in order]
     _, lines, b, s, p, u = min(_cuts(ordered), key=lambda cut: cut.cost)
