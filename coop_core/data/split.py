@@ -101,16 +101,6 @@ def few_shot_split(
     `shots` None takes all training images that do not validate, of some classes perhaps more than of others.
     `val_shots` is the number of validation images a class, min(shots, 4) unless given.
 
-    >>> files = [("a.png", 0), ("b.png", 0), ("c.png", 1), ("d.png", 1)]
-    >>> images = tuple(LabelledImage(file, label, "train", digest=file) for file, label in files)
-    >>> photos = Dataset(Path("photos"), "photos", ("cat", "dog"), "a photo of a {}.", images, {})
-    >>> few_shot_split(photos, shots=2, seed=1)
-    Traceback (most recent call last):
-    coop_core.errors.SplitError: split.shots 2 needs 2 training and 2 validation images a class, but 'cat' has 2,
-    'dog' has 2: lower split.shots or add images
-    >>> [image.path for image in few_shot_split(photos, shots=1, seed=1).train]
-    ['b.png', 'd.png']
-
     Raises
     ------
     SplitError
@@ -148,6 +138,16 @@ def split_to_learn(dataset: Dataset, *, shots: int | None, seed: int) -> Split:
     Validation images are the data set's own, else what `shots` leave of the smallest class, or a fifth of it where all
     are taken: four a class at most, none where there are too few.
 
+    >>> files = [("a.png", 0), ("b.png", 0), ("c.png", 1), ("d.png", 1)]
+    >>> images = tuple(LabelledImage(file, label, "train", digest=file) for file, label in files)
+    >>> photos = Dataset(Path("photos"), "photos", ("cat", "dog"), "a photo of a {}.", images, {})
+    >>> few_shot_split(photos, shots=2, seed=1)
+    Traceback (most recent call last):
+    coop_core.errors.SplitError: split.shots 2 needs 2 training and 2 validation images a class, but 'cat' has 2,
+    'dog' has 2: lower split.shots or add images
+    >>> [image.path for image in split_to_learn(photos, shots=2, seed=1).train]
+    ['b.png', 'd.png', 'a.png', 'c.png']
+
     Raises
     ------
     SplitError
@@ -158,7 +158,7 @@ def split_to_learn(dataset: Dataset, *, shots: int | None, seed: int) -> Split:
     spare = smallest // 5 if shots is None else max(0, smallest - shots)
     if any(subset == "val" for _, subset in pools):
         spare = MAX_VALIDATION_SHOTS
-    val_shots = min(spare, MAX_VALIDATION_SHOTS if shots is None else shots, MAX_VALIDATION_SHOTS)
+    val_shots = min(spare, shots or spare, MAX_VALIDATION_SHOTS)
     return few_shot_split(dataset, shots=shots, seed=seed, val_shots=val_shots)
 
 
