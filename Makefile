@@ -24,7 +24,7 @@ test: check
 	pytest -n auto --dist loadfile
 
 test-slow: $(VENV)/ready
-	pytest -m slow
+	pytest -m slow -n 2 --dist loadfile
 
 check: $(VENV)/ready
 	ruff check .
