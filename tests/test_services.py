@@ -314,7 +314,7 @@ def test_what_is_killed_comes_back(running):
         os.kill(before[name], signal.SIGKILL)
 
     assert running.coop("status").returncode == 1
-    wait_until(lambda: running.coop("status").returncode == 0, 60)
+    wait_until(lambda: running.coop("status").returncode == 0, 240)  # all at once, on busy cores
     assert not set(before.values()) & set(process_ids(running).values())
 
 

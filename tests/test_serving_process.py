@@ -197,8 +197,11 @@ class Page:
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def choose(self, selector: str, file: Path) -> None:
-        root = self.call("DOM.getDocument")["root"]["nodeId"]
-        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        def place() -> int:
+            root = self.call("DOM.getDocument")["root"]["nodeId"]
+            return int(self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"])
+
+        node = until(place)                                                       # 0 before the page has loaded
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
 
 
