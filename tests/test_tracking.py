@@ -345,7 +345,7 @@ def test_a_request_for_the_best_class_alone_gets_one(served):
 
 @pytest.mark.slow
 def test_a_request_without_any_image_is_answered(served):
-    assert served["none"] == [1, 5]
+    assert served["none"] == [1, 6]
 
 
 @pytest.mark.parametrize("reference", ["coop-toys@candidate", "coop-toys/1", "models:/coop-toys/2"])
