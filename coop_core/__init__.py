@@ -1,9 +1,8 @@
 """Prompt learning for frozen CLIP-like models: images and class names in, context vectors and reports out.
 
-The way of the data, one module a step:
+The way of the data, room by room (CONTRIBUTING.md):
 
-    catalog -> importers -> validation -> dataset -> split -> images, backbone, features
-            -> prompt -> text_encoding -> methods, training -> artifact -> evaluation -> report
+    data -> backbone, features -> prompts -> methods, training -> artifact, answering -> judging -> report
 
 `PromptClassifier` goes this way in one call, from Python (docs/api.md).
 Nothing here reads an environment variable or talks to a service; that is what `pipelines` is for.

@@ -12,6 +12,7 @@ from coop_core.backbone import Backbone, Precision
 from coop_core.data.split import Split
 from coop_core.judging.confidence import Confidence
 from coop_core.methods import Learner, MethodParams
+from coop_core.methods.learner import is_built
 
 SCHEMA = 2
 _LIBRARIES = ("torch", "open_clip_torch", "timm", "transformers", "numpy", "scipy")
@@ -65,7 +66,6 @@ def make_card(
 ) -> dict[str, Any]:
     """Everything that made a learned prompt; digests of the two tensor files are added by `write_artifact`."""
     encoder = getattr(learner, "encoder", None)
-    is_built = not any(parameter.requires_grad for parameter in learner.parameters())
     return {
         "schema": SCHEMA,
         "method": method.model_dump(),
@@ -99,7 +99,7 @@ def make_card(
             "classes": split.classes,
         },
         "params": params,
-        "training": {"is_built": is_built, "epochs": len(curve), "last": curve[-1] if curve else None},
+        "training": {"is_built": is_built(learner), "epochs": len(curve), "last": curve[-1] if curve else None},
         "code_revision": code_revision,
         "libraries": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     }

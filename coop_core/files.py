@@ -1,10 +1,12 @@
 """Safe files: values -> JSON, npy and safetensors that are whole or absent, and digests of all of them."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +47,19 @@ def digest_json(value: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     _write_whole(path, lambda file: file.write(text.encode()))
+
+
+def as_csv(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows, the head first -> a CSV of lines that end as on Unix; None is an empty cell."""
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    return table.getvalue()
+
+
+def table_as_csv(lines: Sequence[Mapping[str, Any]], fields: Sequence[str] | None = None) -> str:
+    """Lines by field -> a CSV; without `fields`, those of all lines in the order they are first seen."""
+    fields = list(dict.fromkeys(name for line in lines for name in line)) if fields is None else fields
+    return as_csv([fields, *([line.get(name) for name in fields] for line in lines)])
 
 
 def write_json(path: Path, value: Any) -> None:

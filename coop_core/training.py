@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from coop_core.errors import ArtifactError, TrainingError
 from coop_core.files import digest_bytes, read_tensors, write_tensors
 from coop_core.methods import Examples, MethodParams
-from coop_core.methods.learner import first_views, in_turn, logits_of
+from coop_core.methods.learner import first_views, in_turn, is_built, logits_of
 from coop_core.params import TrainParams
 
 
@@ -97,7 +97,7 @@ class Training:
     @property
     def epochs(self) -> int:
         """A learner without parameters was finished when it was built, and is looked at once."""
-        return self.recipe.epochs if any(p.requires_grad for p in self.learner.parameters()) else 1
+        return 1 if is_built(self.learner) else self.recipe.epochs
 
 
 def fit(training: Training) -> list[Epoch]:

@@ -1,7 +1,6 @@
 """The data set in its one normal form: data/raw -> class names and images with label, subset and digest."""
 
 import csv
-import io
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,7 @@ from string import Formatter
 from typing import Any, Literal
 
 from coop_core.errors import DatasetError
-from coop_core.files import digest_json, read_json, write_json, write_text
+from coop_core.files import as_csv, digest_json, read_json, write_json, write_text
 
 SCHEMA = 1
 NO_LABEL = -1
@@ -94,11 +93,8 @@ def has_one_hole(template: str) -> bool:
 
 def write_dataset(dataset: Dataset) -> None:
     """Write dataset.json and manifest.csv into the data set's folder; the images are there already."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["path", "label", "subset", "digest"])
-    writer.writerows((image.path, image.label, image.subset, image.digest) for image in dataset.images)
-    write_text(dataset.root / "manifest.csv", table.getvalue())
+    rows = ((image.path, image.label, image.subset, image.digest) for image in dataset.images)
+    write_text(dataset.root / "manifest.csv", as_csv([("path", "label", "subset", "digest"), *rows]))
     write_json(
         dataset.root / "dataset.json",
         {

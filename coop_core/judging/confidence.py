@@ -16,6 +16,8 @@ from coop_core.judging.evaluation import wilson_interval
 
 _TEMPERATURES = np.geomspace(0.25, 4.0, 281)
 """One per cent apart. They end, because ever lower ones would be likelier where all validation answers are right."""
+FEW_IMAGES = 200
+"""Below, validation images decide little, and whoever chooses by them says so."""
 _RESAMPLES = 200
 _POINTS = 50
 """Of a risk-coverage curve."""

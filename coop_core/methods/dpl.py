@@ -77,7 +77,14 @@ class Params(MethodParams):
         return self
 
     def check_backbone(self, backbone: Backbone) -> None:
+        """Raises PromptError for towers of other blocks as well."""
         backbone.check_prompts()
+        if not supports_image_prompts(backbone.image_tower):
+            raise PromptError(f"dpl prompts open_clip's own vision transformers, and {backbone.name} has another "
+                              "tower: set backbone.architecture to a ViT, such as ViT-B-16-quickgelu")  # fmt: skip
+        if not supports_packing(backbone.text_tower):
+            raise PromptError(f"dpl prompts plain causal text towers, and {backbone.name} has another one: set "
+                              "backbone.architecture to a CLIP of open_clip, such as ViT-B-16-quickgelu")  # fmt: skip
 
     @property
     def is_searched(self) -> bool:
@@ -252,7 +259,7 @@ def supernet(
     params: Params, *, backbone: Backbone, task: Task, generator: torch.Generator, engine: Engine | None = None
 ) -> Supernet:
     """What the search trains. Raises PromptError as `build` does."""
-    _check(backbone, engine)
+    _check(params, backbone, engine)
     asked = params.search.image_candidates, params.search.text_candidates
     return Supernet(Towers(backbone, task, params, engine), asked, generator)
 
@@ -273,12 +280,10 @@ def build(
     PromptError
         For towers of other blocks, lengths for another number of layers, and sentences that do not fit the text tower.
     """
-    _check(backbone, engine)
+    _check(params, backbone, engine)
     towers = Towers(backbone, task, params, engine)
-    assert params.image_lengths is not None
-    assert params.text_lengths is not None
-    sides = ((params.image_lengths, towers.images.layers, towers.images.width, "image"),
-             (params.text_lengths, towers.text_layers, backbone.text_tower.width, "text"))  # fmt: skip
+    sides = ((params.image_lengths or [], towers.images.layers, towers.images.width, "image"),
+             (params.text_lengths or [], towers.text_layers, backbone.text_tower.width, "text"))  # fmt: skip
     rows = []
     for lengths, layers, width, name in sides:
         if len(lengths) != layers:
@@ -288,13 +293,8 @@ def build(
     return DPL(towers, rows[0], rows[1], params=params).to(backbone.device)
 
 
-def _check(backbone: Backbone, engine: Engine | None) -> None:
-    if not supports_image_prompts(backbone.image_tower):
-        raise PromptError(f"dpl prompts open_clip's own vision transformers, and {backbone.name} has another "
-                          "tower: set backbone.architecture to a ViT, such as ViT-B-16-quickgelu")  # fmt: skip
-    if not supports_packing(backbone.text_tower):
-        raise PromptError(f"dpl prompts plain causal text towers, and {backbone.name} has another one: set "
-                          "backbone.architecture to a CLIP of open_clip, such as ViT-B-16-quickgelu")  # fmt: skip
+def _check(params: Params, backbone: Backbone, engine: Engine | None) -> None:
+    params.check_backbone(backbone)
     if "float16" in (backbone.image_precision, engine.precision if engine else "float32"):
         raise PromptError("dpl learns through both towers, and in float16 its gradients would vanish: set "
                           "backbone.image_precision and engine.precision to float32 or bfloat16")  # fmt: skip

@@ -174,6 +174,11 @@ def in_turn(examples: Any, rows: Sequence[Tensor], views: Sequence[Tensor]) -> I
     return (examples.batch(some, its) for some, its in zip(rows, views, strict=True))
 
 
+def is_built(learner: Learner) -> bool:
+    """Whether it was finished when it was built: nothing of it is trained."""
+    return not any(parameter.requires_grad for parameter in learner.parameters())
+
+
 @torch.no_grad()
 def collapsed(learner: Learner) -> LinearClassifier | None:
     """What a trained learner collapses to, on the CPU, or None."""

@@ -8,6 +8,7 @@ import jinja2
 import numpy as np
 
 from coop_core.files import write_text
+from coop_core.judging.confidence import FEW_IMAGES
 from coop_core.report import pictures
 from coop_core.report.beyond import beyond, transfer_bars
 from coop_core.report.findings import ZERO_SHOT, answer_cost, best_baseline, percent, points, shortcomings, summary
@@ -24,8 +25,6 @@ _LISTED_CLASSES = 40
 """Up to here every class has its own bar and row; beyond, the lowest and highest 20."""
 _NEARLY_CALIBRATED = 0.02
 """Up to this difference of mean confidence and accuracy, a classifier is called as confident as it is right."""
-_FEW_VALIDATION = 200
-"""Up to here a threshold fitted on validation images is called uncertain."""
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -102,7 +101,7 @@ def _findings(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]]) -> d
         "confidence": _mean_confidence(learned),
         "nearly_calibrated": _NEARLY_CALIBRATED,
         "answering": evaluations.get("answering"),
-        "few_validation": _FEW_VALIDATION,
+        "few_validation": FEW_IMAGES,
     }
 
 

@@ -1,12 +1,11 @@
 """Comparison: what the sweeps of a recipe scored -> one table of ours, published, difference and tolerance."""
 
-import csv
-import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from coop_core import files
 from coop_core.judging.transfer import harmonic_mean
 from coop_core.reproduction.figures import Cell, Figure, Published, Tolerance
 from coop_core.reproduction.grid import NEW, Asked
@@ -171,13 +170,11 @@ def head(asked: Asked, command: str) -> list[str]:
 
 
 def as_csv(lines: Sequence[Line]) -> str:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([*COLUMNS, "source", "provenance"])
+    rows = [[*COLUMNS, "source", "provenance"]]
     for line in lines:
         figure = line.published
-        writer.writerow([*line.cells(), figure.source if figure else "", figure.provenance if figure else ""])
-    return table.getvalue()
+        rows.append([*line.cells(), figure.source if figure else "", figure.provenance if figure else ""])
+    return files.as_csv(rows)
 
 
 def as_markdown(lines: Sequence[Line], above: Sequence[str], differs: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from coop_core.errors import CoopError, TrainingError
 from coop_core.features.examples import CachedFeatures
 from coop_core.judging.evaluation import evaluate
 from coop_core.methods import MethodParams, load_method
+from coop_core.methods.learner import is_built
 from coop_core.params import Params
 from coop_core.sweeps.trials import Materials, TrialRunner
 from coop_core.training import fit
@@ -148,9 +149,9 @@ def _tried(params: Params, dataset: Dataset, runner: TrialRunner) -> Candidate:
     training = runner.train(params, materials)
     fit(training)
     seconds, learner = time.monotonic() - started, training.learner
-    is_built = not any(parameter.requires_grad for parameter in learner.parameters())
     answers = answer_with(learner, class_names=materials.split.class_names)
-    probabilities = _cross_fitted(params, materials, runner) if is_built else answers.of_examples(materials.val)
+    probabilities = (_cross_fitted(params, materials, runner) if is_built(learner)
+                     else answers.of_examples(materials.val))  # fmt: skip
     labels = materials.val.labels.cpu()
     judged = evaluate(probabilities.numpy(), labels.numpy(), materials.split.class_names)
     test = answers.of_examples(materials.test).argmax(dim=1) == materials.test.labels.cpu()
@@ -163,7 +164,7 @@ def _tried(params: Params, dataset: Dataset, runner: TrialRunner) -> Candidate:
         prompts_per_image=answers.prompts_per_image,
         collapses=learner.classifier() is not None,
         rebinds=learner.rebinds,
-        is_built=is_built,
+        is_built=is_built(learner),
         test_accuracy=float(test.double().mean()),
     )
 

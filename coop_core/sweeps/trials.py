@@ -152,10 +152,12 @@ class TrialRunner:
         if not split.val:
             raise TrainingError(f"{dataset.name} leaves no validation images, and a sweep chooses by them: add images")
         training_images = located(split.train, dataset)
-        cached, val, test = (
-            CachedFeatures(self._features(backbone, dataset, images, params, views=views), _labels(images, backbone))
-            for images, views in ((training_images, params.features.views), (split.val, 1), (split.test, 1))
-        )
+
+        def cached(images: Sequence[SplitImage], views: int = 1) -> CachedFeatures:
+            features = self._features(backbone, dataset, images, params, views=views)
+            return CachedFeatures(features, _labels(images, backbone))
+
+        test = cached(split.test)
         zero_shot = self._zero_shot(backbone, split, test)
         if params.method.reads == "pixels":
             train, *others = (
@@ -163,11 +165,13 @@ class TrialRunner:
                 for images, views in ((training_images, FRESH), (split.val, 1), (split.test, 1))
             )
             return Materials(backbone, split, train, others[0], others[1], zero_shot)
+        learned_from = cached(training_images, params.features.views)
         if split.is_unlabelled:
-            cached, _ = labelled_pool(
-                split, cached.features, backbone, per_class=split.shots, min_confidence=params.split.min_confidence
-            )
-        return Materials(backbone, split, cached, val, test, zero_shot)
+            learned_from, _ = labelled_pool(
+                split, learned_from.features, backbone, per_class=split.shots,
+                min_confidence=params.split.min_confidence,
+            )  # fmt: skip
+        return Materials(backbone, split, learned_from, cached(split.val), test, zero_shot)
 
     def train(self, params: Params, found: Materials, **how: Any) -> Training:
         """The training of these parameters, with its share of the device's memory; `how` goes to `prepare`."""

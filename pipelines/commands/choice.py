@@ -1,7 +1,6 @@
 """`coop choose`: every head on the project's images -> a table, the one to take, and the patch that takes it."""
 
-import csv
-import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,8 @@ from rich.table import Table
 
 from coop_core.data.dataset import Dataset
 from coop_core.errors import ParamsError
-from coop_core.files import write_json, write_text
+from coop_core.files import table_as_csv, write_json, write_text
+from coop_core.judging.confidence import FEW_IMAGES
 from coop_core.methods import method_names
 from coop_core.params import Params, load_params
 from coop_core.params.recipes import apply_recipe
@@ -19,9 +19,6 @@ from coop_core.sweeps.trials import TrialRunner
 from pipelines import console, paths
 from pipelines.settings import choose_device, load_settings
 from pipelines.sources.datasets import cached_dataset
-
-_FEW = 200
-"""Validation images up to which the table says how little they decide."""
 
 
 def run_choice(*, methods: Sequence[str], shots: int | None, seed: int | None) -> None:
@@ -46,13 +43,12 @@ def _asked(params: Params, shots: int | None, seed: int | None) -> Params:
 
 def _tried(params: Params, dataset: Dataset, runner: TrialRunner, heads: Sequence[dict[str, Any]]) -> list[Candidate]:
     with console.progress(f"heads on {dataset.name}", len(heads)) as update:
-        done: list[str] = []
+        count = itertools.count(1)
 
         def heard(one: Candidate | str) -> None:
             if isinstance(one, str):
                 console.console.print(f"left out: {one}", highlight=False, soft_wrap=True)
-            done.append("")
-            update(min(len(done), len(heads)), details="" if isinstance(one, str) else one.name)
+            update(min(next(count), len(heads)), details="" if isinstance(one, str) else one.name)
 
         return try_heads(params, dataset, runner, heads=heads, heard=heard)
 
@@ -97,7 +93,7 @@ def sentence_of(found: Choice) -> str:
     else:
         said = (f"Take {name}: it is the cheapest of {others + 1} that the validation images do not tell apart "
                 "(within one standard error).")  # fmt: skip
-    if found.images < _FEW:
+    if found.images < FEW_IMAGES:
         widest = 100 * max(one.standard_error for one in found.candidates)
         said += (f" {found.images} validation images decide little: an accuracy is known to \N{PLUS-MINUS SIGN}"
                  f"{widest:.1f} points. More of them decide more.")  # fmt: skip
@@ -128,8 +124,4 @@ def _csv(found: Choice) -> str:
          "test_accuracy": one.test_accuracy}
         for one, (by, error) in zip(found.candidates, found.behind, strict=True)
     ]  # fmt: skip
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return table.getvalue()
+    return table_as_csv(lines)

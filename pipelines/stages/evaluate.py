@@ -1,7 +1,5 @@
 """evaluate: learned prompt, baselines and test features -> metrics; the only stage that judges on the test images."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +13,7 @@ from coop_core.data.split import Split, SplitImage, read_split
 from coop_core.errors import ArtifactError
 from coop_core.features.examples import DecodedImages
 from coop_core.features.extract import load_features
-from coop_core.files import read_json, read_tensors, write_json, write_text
+from coop_core.files import as_csv, read_json, read_tensors, write_json, write_text
 from coop_core.judging.classifier import LinearClassifier
 from coop_core.judging.confidence import at_temperature, selective
 from coop_core.judging.evaluation import Evaluation, evaluate
@@ -153,14 +151,12 @@ def _report(
 
 def predictions(images: Sequence[SplitImage], probabilities: Mapping[str, np.ndarray], *, method: str) -> str:
     """A line an image: what the method says and how surely, and what each baseline says, as a CSV."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
     others = [name for name in probabilities if name != method]
-    writer.writerow(["path", "label", "predicted", "confidence", *others])
+    rows: list[list[Any]] = [["path", "label", "predicted", "confidence", *others]]
     said = [probabilities[name].argmax(axis=1).tolist() for name in others]
     for image, row, *rest in zip(images, probabilities[method], *said, strict=True):
-        writer.writerow([image.path, image.label, int(row.argmax()), float(row.max()), *rest])
-    return table.getvalue()
+        rows.append([image.path, image.label, int(row.argmax()), float(row.max()), *rest])
+    return as_csv(rows)
 
 
 if __name__ == "__main__":

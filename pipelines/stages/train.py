@@ -4,8 +4,6 @@ Smaller numbers of shots, for the few-shot curve, go to artifacts/curve_prompts;
 artifacts/timing.json.
 """
 
-import csv
-import io
 import logging
 import time
 from dataclasses import asdict, replace
@@ -22,7 +20,7 @@ from coop_core.data.split import Split, read_split
 from coop_core.errors import TrainingError
 from coop_core.features.examples import FRESH, CachedFeatures, DecodedImages
 from coop_core.features.extract import feature_key, load_features
-from coop_core.files import digest_json, write_json, write_text
+from coop_core.files import as_csv, digest_json, table_as_csv, write_json, write_text
 from coop_core.judging.confidence import Confidence, fit_confidence
 from coop_core.judging.pseudo_labels import PseudoLabels, training_examples
 from coop_core.methods import Examples
@@ -157,20 +155,13 @@ def shared_words(artifact: Artifact, backbone: Backbone) -> dict[str, Any] | Non
 
 def write_pseudo_labels(path: Path, chosen: PseudoLabels, split: Split) -> None:
     """Which images of the pool were learned from, and as what."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["digest", "label", "confidence"])
-    for row, label, confidence in zip(chosen.rows, chosen.labels, chosen.confidences, strict=True):
-        writer.writerow([split.train[row].digest, label, float(confidence)])
-    write_text(path, table.getvalue())
+    rows = zip(chosen.rows, chosen.labels, chosen.confidences, strict=True)
+    found = ((split.train[row].digest, label, float(confidence)) for row, label, confidence in rows)
+    write_text(path, as_csv([("digest", "label", "confidence"), *found]))
 
 
 def write_curve(path: Path, curve: list[Epoch]) -> None:
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(Epoch.__dataclass_fields__), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(epoch) for epoch in curve)
-    write_text(path, table.getvalue())
+    write_text(path, table_as_csv([asdict(epoch) for epoch in curve], list(Epoch.__dataclass_fields__)))
 
 
 if __name__ == "__main__":

@@ -3,15 +3,13 @@
 The record is a file of the sweep's run. Whoever did not run the sweep reads it there and computes nothing anew.
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from coop_core.errors import ServiceError
-from coop_core.files import digest_json, write_json, write_text
+from coop_core.files import digest_json, table_as_csv, write_json, write_text
 from coop_core.params import Params, load_params, patch
 from coop_core.report import pictures
 from coop_core.sweeps.sweep import (
@@ -155,9 +153,4 @@ def _csv(results: Sequence[Result]) -> str:
          **{name: getattr(result, name) for name in (*_METRICS, "run_id")}, **result.tests}
         for result in results
     ]  # fmt: skip
-    table = io.StringIO()
-    fields = list(dict.fromkeys(name for line in lines for name in line))
-    writer = csv.DictWriter(table, fieldnames=fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return table.getvalue()
+    return table_as_csv(lines)
