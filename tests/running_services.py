@@ -108,10 +108,16 @@ def wait_for_run(running: Running, run_id: str) -> None:
 
 def ask(running: Running, path: str, body: dict | None = None):
     """Prefect's answer to whoever has the login."""
-    for _ in range(20):  # 503 while the database is busy; Prefect's own client asks again, too
-        status, _, content = request(f"{running.prefect}/{path}", body, login=running.login)
+    status, content = ask_again(running, path, body, login=running.login)
+    assert status < 300, content
+    return json.loads(content) if content else None
+
+
+def ask_again(running: Running, path: str, body: dict | None = None, *, login: str | None) -> tuple[int, bytes]:
+    """Prefect's status and content; asked again while its database is busy (503), as Prefect's own client does."""
+    for _ in range(20):
+        status, _, content = request(f"{running.prefect}/{path}", body, login=login)
         if status != 503:
             break
         time.sleep(1)
-    assert status < 300, content
-    return json.loads(content) if content else None
+    return status, content

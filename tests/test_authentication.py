@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
-from running_services import ROOT, Running, ask, brought_up, free_port, request, wait_for_run, wait_until
+from running_services import ROOT, Running, ask, ask_again, brought_up, free_port, request, wait_for_run, wait_until
 
 from coop_core.errors import ServiceError
 from pipelines.environment import (
@@ -296,7 +296,7 @@ def run_a_command(running: Running, marker: Path, login: str | None) -> list[int
     statuses = []
 
     def post(path: str, body: dict) -> str:
-        status, _, content = request(f"{running.prefect}/{path}", body, login=login)
+        status, content = ask_again(running, path, body, login=login)
         statuses.append(status)
         return json.loads(content)["id"] if status < 300 else str(uuid4())
 
