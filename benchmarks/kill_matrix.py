@@ -35,7 +35,7 @@ from ruamel.yaml import YAML
 from coop_core.artifact import read_artifact
 from pipelines.environment import SERVICE_OF, make_login, use_prefect
 from pipelines.records.registry import fetch_prompt
-from pipelines.records.server import connected, pages
+from pipelines.records.server import Records, connected, pages
 from pipelines.services.supervision import connect
 from pipelines.settings import Settings
 
@@ -93,6 +93,7 @@ class Playground:
             serve_port=ports[2],
             services_folder=folder / ".services", prefect_api_url=f"http://127.0.0.1:{ports[0]}/api",
         )  # fmt: skip
+        self.records = Records(self.settings)
         text = (f"COOP_PREFECT_PORT={ports[0]}\nCOOP_MLFLOW_PORT={ports[1]}\nCOOP_SERVE_PORT={ports[2]}\n"
                 "COOP_RETRAIN_CRON=0 0 1 1 *\n")  # fmt: skip
         (folder / ".env").write_text(text + f"COOP_PREFECT_API_URL={self.settings.prefect_api_url}\n")
@@ -229,7 +230,7 @@ def versions_are_whole(playground: Playground) -> bool:
     for version in found:
         with tempfile.TemporaryDirectory() as target:
             name = f"{version.name}/{version.version}"
-            read_artifact(fetch_prompt(name, playground.settings, Path(target)))
+            read_artifact(fetch_prompt(name, playground.records, Path(target)))
     return bool(found) and statuses == {"FINISHED"}
 
 

@@ -21,7 +21,7 @@ from pipelines.commands import cli
 from pipelines.commands import sweep as sweeping
 from pipelines.environment import first_answer_within, hurried
 from pipelines.records.registry import find_version
-from pipelines.records.server import connected
+from pipelines.records.server import Records, connected
 from pipelines.settings import Settings
 from pipelines.sweeps.trainers import LocalTrainers
 
@@ -154,7 +154,7 @@ def test_a_server_that_falls_silent_later_is_not_asked_for_minutes(monkeypatch):
         with connected(settings):  # MLflow is imported
             begun = time.monotonic()
         with hurried(), pytest.raises(ServiceError, match=r"says: .*; correct COOP_TRACKING_URI or start the server"):
-            find_version("champion", settings)
+            find_version("champion", Records(settings))
     assert time.monotonic() - begun < 10
 
 

@@ -7,6 +7,7 @@ import pytest
 from pipelines.commands import cli
 from pipelines.links import fragment, page
 from pipelines.records import trials
+from pipelines.records.server import Records
 from pipelines.services import local
 from pipelines.settings import Settings
 
@@ -44,10 +45,10 @@ def test_a_link_within_mlflow_names_no_server() -> None:
 
 
 def test_the_pages_of_a_sweep_open_among_runs(tmp_path) -> None:
-    settings = Settings(_env_file=None, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    run_id = trials.open_sweep(settings, name="toy", key="k", params={}, tags={})
+    records = Records(Settings(_env_file=None, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    run_id = trials.open_sweep(records, name="toy", key="k", params={}, tags={})
 
-    of_run, of_trials = trials.sweep_links(settings, run_id, ["a", "b"])
+    of_run, of_trials = trials.sweep_links(records, run_id, ["a", "b"])
 
     assert f"runs/{run_id}?" in of_run
     assert asked(of_run) == {"workflowType": ["machine_learning"]}

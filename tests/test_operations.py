@@ -127,7 +127,7 @@ def test_retraining_promotes_what_passes_and_ties_everything_together(playground
     run = prefect_run(playground, "retrain/retrain")
 
     assert run.state_name == "Completed"
-    champion = find_version(CHAMPION, playground.settings)
+    champion = find_version(CHAMPION, playground.records)
     assert f"version {champion.number} is champion" in markdown(run).lower()
     (tracked,) = playground.runs(f"attributes.run_id = '{champion.run_id}'")
     tags = tracked.data.tags
@@ -135,14 +135,14 @@ def test_retraining_promotes_what_passes_and_ties_everything_together(playground
     assert tags["coop.version"] == champion.number
     assert len(tags["dvc_lock"]) == len(tags["dataset_digest"]) == 64
     assert "dvc.lock" in artifacts(playground, tracked)
-    assert promotion.history(playground.settings)[-1]["by"] == "gate"
+    assert promotion.history(playground.records)[-1]["by"] == "gate"
 
 
 def test_retraining_stops_early_when_nothing_has_changed(playground):
-    versions = promotion.history(playground.settings)
+    versions = promotion.history(playground.records)
     run = prefect_run(playground, "retrain/retrain")
     assert "nothing had changed" in markdown(run).lower()
-    assert promotion.history(playground.settings) == versions
+    assert promotion.history(playground.records) == versions
 
 
 def test_reconciling_mends_what_a_kill_left_of_dvc(playground):
@@ -169,22 +169,22 @@ def test_of_two_retrainings_at_once_one_is_told(playground):
 def test_a_person_approves_in_prefect_and_may_go_back(playground):
     from pipelines.flows import client
 
-    before = find_version(CHAMPION, playground.settings)
+    before = find_version(CHAMPION, playground.records)
     playground.params(epochs=8)
     change(playground.folder, gate={"approval_minutes": 5})
     assert prefect_run(playground, "retrain/retrain").state_name == "Completed"
 
     wait_for(lambda: paused(), "the question")
     (asking,) = paused()
-    assert find_version(CHAMPION, playground.settings) == before
+    assert find_version(CHAMPION, playground.records) == before
     with client.connection() as server:
         server.resume_flow_run(asking.id, run_input={"approve": True, "name": "Ann"})
     wait_for(lambda: client.ended(client.look(asking.id)), "the promotion")
 
-    assert find_version(CHAMPION, playground.settings).number != before.number
-    assert promotion.history(playground.settings)[-1]["by"] == "claimed: Ann"
+    assert find_version(CHAMPION, playground.records).number != before.number
+    assert promotion.history(playground.records)[-1]["by"] == "claimed: Ann"
     assert playground.done("rollback") == 0, playground.said()
-    assert find_version(CHAMPION, playground.settings).number == before.number
+    assert find_version(CHAMPION, playground.records).number == before.number
 
 
 def paused() -> list[Any]:

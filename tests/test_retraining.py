@@ -17,7 +17,7 @@ from coop_core.judging.gate import Check, Decision
 from pipelines.champion import retraining
 from pipelines.champion.retraining import alone, judgement, reproduce, summary, waits_for_judgement
 from pipelines.records.registry import CANDIDATE, CHAMPION, GATE, mark_judged
-from pipelines.records.server import connected
+from pipelines.records.server import Records, connected
 from pipelines.settings import Settings
 
 DVC = """
@@ -44,7 +44,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def records(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Records:
     """A workspace whose DVC does nothing but say so."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.py").write_text(DVC)
@@ -53,17 +53,20 @@ def settings(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "data/raw").mkdir(parents=True)
     (tmp_path / "data/raw/dataset.json").write_text(json.dumps({"digest": "images"}))
     (tmp_path / "artifacts").mkdir()
-    return Settings(_env_file=None, tracking_uri=f"sqlite:///{database}", cache_folder=tmp_path / ".cache",
-                    registered_model=tmp_path.name)  # fmt: skip
+    settings = Settings(
+        _env_file=None, tracking_uri=f"sqlite:///{database}", cache_folder=tmp_path / ".cache",
+        registered_model=tmp_path.name,
+    )  # fmt: skip
+    return Records(settings)
 
 
 @pytest.fixture
-def register(settings: Settings, tmp_path: Path) -> Callable[..., str]:
+def register(records: Records, tmp_path: Path) -> Callable[..., str]:
     """A run with a version, the candidate, as the track stage leaves them."""
 
     def make() -> str:
-        with connected(settings) as mlflow:
-            client, name = mlflow.MlflowClient(), settings.registered_model
+        with connected(records.settings) as mlflow:
+            client, name = mlflow.MlflowClient(), records.model
             experiment = client.get_experiment_by_name(name)
             number = experiment.experiment_id if experiment else client.create_experiment(
                 name, (tmp_path / "mlruns").as_uri()
@@ -89,94 +92,95 @@ def called() -> list[str]:
     return [line.split()[0] for line in Path("called").read_text().splitlines()]
 
 
-def test_nothing_changed_stops_early(settings, register):
+def test_nothing_changed_stops_early(records, register):
     changed("train")
     register()
-    reproduce(settings)
+    reproduce(records)
     changed()
     Path("called").unlink()
 
-    assert reproduce(settings) is None
+    assert reproduce(records) is None
     assert called() == ["status"]
 
 
-def test_what_was_cut_off_after_the_training_is_pushed_and_tied_by_the_next(settings, register):
+def test_what_was_cut_off_after_the_training_is_pushed_and_tied_by_the_next(records, register):
     changed()
     version = register()
     Path("remote").touch()
 
-    found = reproduce(settings)
+    found = reproduce(records)
 
     assert called() == ["status", "config", "push"]
     assert (found.version, found.changed) == (version, [])
-    assert reproduce(settings) is None
+    assert reproduce(records) is None
 
 
-def test_what_changed_is_run_pushed_and_tied_together(settings, register):
+def test_what_changed_is_run_pushed_and_tied_together(records, register):
     changed("data.dvc", "download")
     Path("remote").touch()
     version = register()
 
-    found = reproduce(settings, flow_run="flow-7")
+    found = reproduce(records, flow_run="flow-7")
 
     assert called() == ["status", "repro", "config", "push"]
     assert "repro flow-7" in Path("called").read_text()
     assert (found.version, found.changed, found.pushed) == (version, ["data.dvc", "download"], True)
-    with connected(settings) as mlflow:
+    with connected(records.settings) as mlflow:
         client = mlflow.MlflowClient()
         tags = client.get_run(found.run_id).data.tags
-        assert client.get_model_version(settings.registered_model, version).tags == found.tags
+        assert client.get_model_version(records.model, version).tags == found.tags
     assert {name: tags[name] for name in found.tags} == found.tags
     assert (found.tags["prefect.flow_run_id"], found.tags["dataset_digest"]) == ("flow-7", "images")
 
 
-def test_what_a_kill_left_of_dvc_is_mended_before_dvc_is_asked(settings, register):
+def test_what_a_kill_left_of_dvc_is_mended_before_dvc_is_asked(records, register):
     changed()
     register()
     Path(".dvc/tmp").mkdir(parents=True)
     Path(".dvc/tmp/rwlock").touch()
     Path(".dvc/config.local").touch(0o644)
 
-    reproduce(settings)
+    reproduce(records)
 
     assert not Path(".dvc/tmp/rwlock").exists()
     assert Path(".dvc/config.local").stat().st_mode & 0o777 == 0o600
 
 
-def test_without_a_remote_nothing_is_pushed(settings, register):
+def test_without_a_remote_nothing_is_pushed(records, register):
     changed("train")
     register()
-    assert not reproduce(settings).pushed
+    assert not reproduce(records).pushed
     assert "push" not in called()
 
 
-def test_a_stage_that_refuses_is_heard(settings):
+def test_a_stage_that_refuses_is_heard(records):
     changed("split")
     Path("broken").touch()
     with pytest.raises(ServiceError, match=r"dvc repro failed: split.shots 16 needs 16 training images .*dvc.log"):
-        reproduce(settings)
+        reproduce(records)
 
 
-def test_one_retraining_at_a_time_in_a_workspace(settings):
+def test_one_retraining_at_a_time_in_a_workspace(records):
+    settings = records.settings
     with alone(settings), pytest.raises(ServiceError, match="another retraining is under way"), alone(settings):
         pass
     with alone(settings):
         pass
 
 
-def test_a_candidate_that_no_gate_has_judged_is_found_again(settings, register):
-    assert waits_for_judgement(settings) is None
+def test_a_candidate_that_no_gate_has_judged_is_found_again(records, register):
+    assert waits_for_judgement(records) is None
     version = register()
-    assert waits_for_judgement(settings) == version
-    mark_judged(version, "passed", settings)  # and then the process was killed
-    assert waits_for_judgement(settings) == version
-    with connected(settings) as mlflow:
+    assert waits_for_judgement(records) == version
+    mark_judged(version, "passed", records)  # and then the process was killed
+    assert waits_for_judgement(records) == version
+    with connected(records.settings) as mlflow:
         client = mlflow.MlflowClient()
-        client.set_registered_model_alias(settings.registered_model, CHAMPION, version)
-        assert waits_for_judgement(settings) is None
+        client.set_registered_model_alias(records.model, CHAMPION, version)
+        assert waits_for_judgement(records) is None
         other = register()
-        client.set_model_version_tag(settings.registered_model, other, GATE, "refused")
-    assert waits_for_judgement(settings) is None
+        client.set_model_version_tag(records.model, other, GATE, "refused")
+    assert waits_for_judgement(records) is None
 
 
 def test_the_summary_shows_what_was_made_and_every_check():

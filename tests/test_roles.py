@@ -25,7 +25,7 @@ from pipelines.environment import (
 )
 from pipelines.records.claims import claim_promotion
 from pipelines.records.runs import RunRecord, track
-from pipelines.records.server import connected
+from pipelines.records.server import Records, connected
 from pipelines.settings import Settings
 
 pytestmark = [
@@ -134,7 +134,7 @@ def train(server: Server, prompt: Path, tmp_path: Path, model: str) -> Callable[
             per_class={"class": list(NAMES)}, files=[(folder, "evaluation")], prompt=prompt, note="toys",
             description="toys", version_tags={},
         )  # fmt: skip
-        return track(record, server.settings("ann", model)).model_version
+        return track(record, Records(server.settings("ann", model))).model_version
 
     return make
 
@@ -184,9 +184,9 @@ def test_who_may_read_compares_and_predicts_and_changes_nothing(server, shared, 
         assert refused.returncode == 2
         assert refused.stderr.startswith(f"error: MLflow at {server.url} forbids this (403)")
         assert refused.stderr.count("\n") == 1
-    settings = server.settings("cid", shared)
+    records = Records(server.settings("cid", shared))
     for at_once in (False, True):
-        with pytest.raises(ServiceError, match=r"forbids this \(403\)"), claim_promotion(settings, by="cid",
+        with pytest.raises(ServiceError, match=r"forbids this \(403\)"), claim_promotion(records, by="cid",
                                                                                       at_once=at_once):  # fmt: skip
             pass
     with connected(server.settings("ann", shared)) as mlflow:
@@ -198,8 +198,8 @@ def test_who_may_read_compares_and_predicts_and_changes_nothing(server, shared, 
 HOLD = """
 import time
 from pipelines.records.claims import claim_promotion
-from pipelines.settings import load_settings
-with claim_promotion(load_settings(), by="ann"):
+from pipelines.records.server import open_records
+with claim_promotion(open_records(), by="ann"):
     print("holds", flush=True)
     time.sleep(600)
 """

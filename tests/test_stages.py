@@ -32,7 +32,7 @@ from coop_core.params import load_params
 from coop_core.training import Checkpoint, Epoch
 from pipelines.records.registry import fetch_prompt
 from pipelines.records.runs import Tracked, list_runs
-from pipelines.settings import load_settings
+from pipelines.records.server import open_records
 from pipelines.stages import baselines, download, evaluate, features, report, split, track, train
 
 pytestmark = [
@@ -309,7 +309,7 @@ def test_track_prints_a_table_of_all_classifiers_and_where_to_go_on(finished):
 def test_track_writes_where_the_record_is(done):
     tracked = read(done / "artifacts/tracked.json")
     with working_in(done):
-        runs = list_runs(load_settings(), limit=10)
+        runs = list_runs(open_records(), limit=10)
 
     assert [run["run_id"] for run in runs] == [tracked["run_id"]]
     assert (tracked["model_name"], tracked["model_version"]) == ("coop-images", "1")
@@ -318,7 +318,7 @@ def test_track_writes_where_the_record_is(done):
 
 def test_the_record_holds_parameters_metrics_and_what_was_judged(done):
     with working_in(done):
-        run = list_runs(load_settings(), limit=1)[0]
+        run = list_runs(open_records(), limit=1)[0]
 
     assert run["params"]["train.learning_rate"] == "0.02"
     assert run["metrics"]["accuracy"] == read(done / "artifacts/metrics.json")["coop"]["accuracy"]
@@ -327,7 +327,7 @@ def test_the_record_holds_parameters_metrics_and_what_was_judged(done):
 
 def test_the_registered_prompt_is_the_trained_one_with_its_test_metrics(done, tmp_path):
     with working_in(done):
-        folder = fetch_prompt("coop-images@candidate", load_settings(), tmp_path)
+        folder = fetch_prompt("coop-images@candidate", open_records(), tmp_path)
     ours, trained = content(folder), content(done / "artifacts/prompt")
     card = json.loads(ours.pop("card.json"))
 
@@ -339,7 +339,7 @@ def test_the_registered_prompt_is_the_trained_one_with_its_test_metrics(done, tm
 def test_tracking_the_same_run_again_adds_no_version(done):
     with working_in(done), contextlib.redirect_stdout(io.StringIO()):
         track.main()
-        runs = list_runs(load_settings(), limit=10)
+        runs = list_runs(open_records(), limit=10)
 
     assert len(runs) == 1
     assert read(done / "artifacts/tracked.json")["model_version"] == "1"
@@ -357,7 +357,7 @@ def test_a_tracking_server_that_is_down_is_a_sentence_and_changes_nothing(projec
 def test_no_login_stands_in_what_track_writes_and_prints(project, monkeypatch, capsys):
     """MLflow's address comes with a login, and a server answered."""
     monkeypatch.setenv("COOP_TRACKING_URI", "http://name:CANARY@mlflow.example:5000")
-    monkeypatch.setattr(track, "track", lambda record, settings: Tracked("a1", "1", "coop-images", "2"))
+    monkeypatch.setattr(track, "track", lambda record, records: Tracked("a1", "1", "coop-images", "2"))
     track.main()
 
     assert read(project / "artifacts/tracked.json")["tracking_uri"] == "http://mlflow.example:5000"

@@ -21,7 +21,7 @@ from coop_core.errors import ArtifactError, ServiceError
 from pipelines.commands.compare import print_runs, run_rows
 from pipelines.records.registry import fetch_prompt
 from pipelines.records.runs import DatasetInput, RunRecord, Tracked, compare_link, list_runs, run_link, track
-from pipelines.records.server import connected
+from pipelines.records.server import Records, connected
 from pipelines.settings import Settings
 
 # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.
@@ -54,12 +54,17 @@ def _plain_environment(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> Settings:
+def records(tmp_path_factory) -> Records:
     """One SQLite file for all tests: making its tables takes seconds."""
     folder = tmp_path_factory.mktemp("mlflow")
-    return Settings(
+    return Records(Settings(
         _env_file=None, tracking_uri=f"sqlite:///{folder}/mlflow.db", artifact_location=(folder / "mlruns").as_uri()
-    )
+    ))  # fmt: skip
+
+
+def other(records: Records, **changes: str) -> Records:
+    """The same server under other names."""
+    return Records(records.settings.model_copy(update=changes))
 
 
 @pytest.fixture(scope="module")
@@ -102,19 +107,19 @@ def make_record(prompt, tmp_path_factory) -> Callable[..., RunRecord]:
 
 
 @pytest.fixture(scope="module")
-def history(settings, make_record) -> dict[str, Tracked]:
+def history(records, make_record) -> dict[str, Tracked]:
     """What the tests look at: a run, the same run again, and another one that is a little better."""
-    first = track(make_record("first"), settings)
-    with connected(settings) as mlflow:
+    first = track(make_record("first"), records)
+    with connected(records.settings) as mlflow:
         alone = mlflow.MlflowClient().get_model_version_by_alias("coop-toys", "candidate").version
-    again = track(make_record("first"), settings)
-    second = track(make_record("second", metrics={"accuracy": 0.75, "gain_over_zero_shot": -0.25}), settings)
+    again = track(make_record("first"), records)
+    second = track(make_record("second", metrics={"accuracy": 0.75, "gain_over_zero_shot": -0.25}), records)
     return {"first": first, "again": again, "second": second, "alone": alone}
 
 
 @pytest.fixture
-def client(settings, history):
-    with connected(settings) as mlflow:
+def client(records, history):
+    with connected(records.settings) as mlflow:
         yield mlflow.MlflowClient()
 
 
@@ -214,9 +219,9 @@ def test_the_registered_model_says_what_its_aliases_mean(client, history):
     assert "`@champion` is what passed" in description
 
 
-def test_what_a_person_wrote_of_the_registered_model_stays(settings, make_record):
-    elsewhere = settings.model_copy(update={"experiment": "described", "registered_model": "described"})
-    with connected(elsewhere) as mlflow:
+def test_what_a_person_wrote_of_the_registered_model_stays(records, make_record):
+    elsewhere = other(records, experiment="described", registered_model="described")
+    with connected(elsewhere.settings) as mlflow:
         mlflow.MlflowClient().create_registered_model("described", description="Ours.")
         track(make_record("described"), elsewhere)
 
@@ -239,20 +244,20 @@ def test_another_run_is_version_2_and_becomes_candidate(client, history):
     assert str(client.get_model_version_by_alias("coop-toys", "candidate").version) == "2"
 
 
-def test_the_first_run_again_after_another_is_candidate_again(client, settings, history, make_record):
+def test_the_first_run_again_after_another_is_candidate_again(client, records, history, make_record):
     """What the workspace holds is what `coop promote` judges."""
-    track(make_record("first"), settings)
+    track(make_record("first"), records)
     again = str(client.get_model_version_by_alias("coop-toys", "candidate").version)
-    track(make_record("second", metrics={"accuracy": 0.75, "gain_over_zero_shot": -0.25}), settings)
+    track(make_record("second", metrics={"accuracy": 0.75, "gain_over_zero_shot": -0.25}), records)
 
     assert again == "1"
     assert str(client.get_model_version_by_alias("coop-toys", "candidate").version) == "2"
 
 
-def test_a_run_whose_version_was_deleted_is_registered_anew(settings, make_record):
-    elsewhere = settings.model_copy(update={"experiment": "deleted", "registered_model": "deleted"})
+def test_a_run_whose_version_was_deleted_is_registered_anew(records, make_record):
+    elsewhere = other(records, experiment="deleted", registered_model="deleted")
     lost = track(make_record("lost"), elsewhere)
-    with connected(elsewhere) as mlflow:
+    with connected(elsewhere.settings) as mlflow:
         mlflow.MlflowClient().delete_model_version("deleted", lost.model_version)
     found = track(make_record("lost"), elsewhere)
 
@@ -260,9 +265,9 @@ def test_a_run_whose_version_was_deleted_is_registered_anew(settings, make_recor
     assert found.model_version != lost.model_version
 
 
-def test_the_same_run_under_another_name_is_registered_there(settings, client, make_record):
-    here = settings.model_copy(update={"experiment": "named", "registered_model": "one"})
-    elsewhere = here.model_copy(update={"registered_model": "other"})
+def test_the_same_run_under_another_name_is_registered_there(records, client, make_record):
+    here = other(records, experiment="named", registered_model="one")
+    elsewhere = other(here, registered_model="other")
     first, tracked = track(make_record("first"), here), track(make_record("first"), elsewhere)
 
     assert (tracked.model_name, tracked.model_version) == ("other", "1")
@@ -271,29 +276,29 @@ def test_the_same_run_under_another_name_is_registered_there(settings, client, m
     assert track(make_record("first"), here) == first
 
 
-def test_a_run_that_fails_on_the_way_is_closed_as_failed_and_registers_nothing(client, settings, history, make_record):
+def test_a_run_that_fails_on_the_way_is_closed_as_failed_and_registers_nothing(client, records, history, make_record):
     ragged = make_record("ragged", per_class={"class": ["a", "b"], "coop": [1.0]})
     with pytest.raises(ValueError, match="same length"):
-        track(ragged, settings)
+        track(ragged, records)
 
     failed = client.search_runs([history["first"].experiment_id], "tags.`coop.key` = 'ragged'")
     assert [run.info.status for run in failed] == ["FAILED"]
     assert len(client.search_model_versions("name = 'coop-toys'")) == 2
 
 
-def test_an_experiment_in_an_sqlite_file_keeps_its_files_beside_it(settings, history, make_record, tmp_path):
-    shutil.copy(settings.tracking_uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
-    ours = Settings(_env_file=None, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="another")
+def test_an_experiment_in_an_sqlite_file_keeps_its_files_beside_it(records, history, make_record, tmp_path):
+    shutil.copy(records.address.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    ours = Records(Settings(_env_file=None, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="another"))
     with pytest.raises(ValueError, match="same length"):  # the experiment is made, and no model is packed
         track(make_record("ragged", per_class={"class": ["a", "b"], "coop": [1.0]}), ours)
 
-    with connected(ours) as mlflow:
+    with connected(ours.settings) as mlflow:
         location = mlflow.MlflowClient().get_experiment_by_name("another").artifact_location
     assert location == (tmp_path / "mlruns").as_uri()
 
 
 @pytest.fixture(scope="module")
-def served(settings, history, tmp_path_factory) -> dict[str, Any]:
+def served(records, history, tmp_path_factory) -> dict[str, Any]:
     """What the registered model says in a process of its own, away from this code."""
     folder = tmp_path_factory.mktemp("served")
     images = [base64.b64encode(paint(folder / f"{n}.png", n, size=(40, 30)).read_bytes()).decode() for n in range(2)]
@@ -301,7 +306,7 @@ def served(settings, history, tmp_path_factory) -> dict[str, Any]:
     (folder / "images.json").write_text(json.dumps([images[0], *junk, images[1]]))
     program = (
         "import json, sys, mlflow, pandas as pd, coop_core\n"
-        f"mlflow.set_tracking_uri({settings.tracking_uri!r})\n"
+        f"mlflow.set_tracking_uri({records.address!r})\n"
         "model = mlflow.pyfunc.load_model('models:/coop-toys@candidate')\n"
         "frame = pd.DataFrame({'image': json.load(open('images.json'))})\n"
         "answers = model.predict(frame).to_dict('records')\n"
@@ -349,8 +354,8 @@ def test_a_request_without_any_image_is_answered(served):
 
 
 @pytest.mark.parametrize("reference", ["coop-toys@candidate", "coop-toys/1", "models:/coop-toys/2"])
-def test_a_registered_prompt_comes_back_whole(settings, history, prompt, tmp_path, reference):
-    folder = fetch_prompt(reference, settings, tmp_path)
+def test_a_registered_prompt_comes_back_whole(records, history, prompt, tmp_path, reference):
+    folder = fetch_prompt(reference, records, tmp_path)
 
     assert read_artifact(folder).card == read_artifact(prompt).card
     assert (folder / "context.safetensors").read_bytes() == (prompt / "context.safetensors").read_bytes()
@@ -359,12 +364,12 @@ def test_a_registered_prompt_comes_back_whole(settings, history, prompt, tmp_pat
 @pytest.mark.parametrize(
     "reference", ["coop-toys@champion", "coop-toys/99", "nothing@candidate", "a b@", "@", "/1"]
 )
-def test_an_unknown_reference_is_a_sentence_with_the_registry(settings, history, tmp_path, reference):
+def test_an_unknown_reference_is_a_sentence_with_the_registry(records, history, tmp_path, reference):
     with pytest.raises(ArtifactError, match=f"^no model {reference} in the registry at sqlite:.+mlflow.db: "):
-        fetch_prompt(reference, settings, tmp_path)
+        fetch_prompt(reference, records, tmp_path)
 
 
-DOWN = Settings(_env_file=None, tracking_uri="http://127.0.0.1:1")
+DOWN = Records(Settings(_env_file=None, tracking_uri="http://127.0.0.1:1"))
 
 
 def test_a_server_that_is_down_is_a_sentence_with_its_address_for_tracking(make_record):
@@ -386,37 +391,37 @@ def test_a_file_that_is_no_database_is_a_sentence(tmp_path):
     (tmp_path / "mlflow.db").write_text("not a database " * 100)
 
     with pytest.raises(ServiceError, match="file is not a database"):
-        list_runs(Settings(_env_file=None, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"), limit=5)
+        list_runs(Records(Settings(_env_file=None, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")), limit=5)
 
 
 @pytest.mark.parametrize("uri", ["carrier-pigeon://home", "mlruns"])
 def test_an_address_that_mlflow_does_not_know_is_a_sentence(uri):
     with pytest.raises(ServiceError, match=f"^MLflow at {uri} says: "):
-        list_runs(Settings(_env_file=None, tracking_uri=uri), limit=5)
+        list_runs(Records(Settings(_env_file=None, tracking_uri=uri)), limit=5)
 
 
-def test_the_link_of_a_run_is_on_the_server_or_on_the_page_that_make_ui_opens(settings):
+def test_the_link_of_a_run_is_on_the_server_or_on_the_page_that_make_ui_opens(records):
     tracked = Tracked("run", "4", "coop-toys", "1")
 
-    assert run_link(tracked, settings) == f"http://127.0.0.1:5000/#/experiments/4/runs/run?{TRAINING}"
-    server = Settings(_env_file=None, tracking_uri="https://mlflow.example/")
+    assert run_link(tracked, records) == f"http://127.0.0.1:5000/#/experiments/4/runs/run?{TRAINING}"
+    server = Records(Settings(_env_file=None, tracking_uri="https://mlflow.example/"))
     assert run_link(tracked, server) == f"https://mlflow.example/#/experiments/4/runs/run?{TRAINING}"
 
 
-def test_finished_runs_are_listed_the_newest_first(settings, history):
-    assert [run["name"] for run in list_runs(settings, limit=10)] == ["toys-second", "toys-first"]
+def test_finished_runs_are_listed_the_newest_first(records, history):
+    assert [run["name"] for run in list_runs(records, limit=10)] == ["toys-second", "toys-first"]
 
 
-def test_the_list_ends_at_its_limit(settings, history):
-    assert [run["name"] for run in list_runs(settings, limit=1)] == ["toys-second"]
+def test_the_list_ends_at_its_limit(records, history):
+    assert [run["name"] for run in list_runs(records, limit=1)] == ["toys-second"]
 
 
-def test_an_experiment_that_does_not_exist_has_no_runs(settings, history):
-    assert list_runs(settings.model_copy(update={"experiment": "none"}), limit=5) == []
+def test_an_experiment_that_does_not_exist_has_no_runs(records, history):
+    assert list_runs(other(records, experiment="none"), limit=5) == []
 
 
-def test_a_row_says_what_a_run_was_and_what_it_reached(settings, history):
-    row = run_rows(settings, limit=10)[1]
+def test_a_row_says_what_a_run_was_and_what_it_reached(records, history):
+    row = run_rows(records, limit=10)[1]
 
     assert row == {
         "run_id": history["first"].run_id,
@@ -442,30 +447,30 @@ def test_a_row_says_what_a_run_was_and_what_it_reached(settings, history):
 @pytest.mark.parametrize(
     ("column", "versions"), [("when", "21"), ("accuracy", "21"), ("gain", "12")]
 )
-def test_rows_are_sorted_by_what_is_asked(settings, history, column, versions):
-    rows = run_rows(settings, limit=10, sort=column)
+def test_rows_are_sorted_by_what_is_asked(records, history, column, versions):
+    rows = run_rows(records, limit=10, sort=column)
 
     assert [row["version"] for row in rows] == [f"coop-toys/{number}" for number in versions]
 
 
-def test_the_limit_takes_the_newest_runs_whatever_they_are_sorted_by(settings, history):
-    assert [row["version"] for row in run_rows(settings, limit=1, sort="gain")] == ["coop-toys/2"]
+def test_the_limit_takes_the_newest_runs_whatever_they_are_sorted_by(records, history):
+    assert [row["version"] for row in run_rows(records, limit=1, sort="gain")] == ["coop-toys/2"]
 
 
-def test_an_unknown_column_is_a_sentence_with_the_known_ones(settings):
+def test_an_unknown_column_is_a_sentence_with_the_known_ones(records):
     with pytest.raises(ServiceError, match=r"^--sort size is not one of: when, accuracy, gain$"):
-        run_rows(settings, limit=1, sort="size")
+        run_rows(records, limit=1, sort="size")
 
 
-def test_the_table_shows_a_line_for_each_run_in_percent(settings, history, capsys):
-    print_runs(run_rows(settings, limit=10), "http://127.0.0.1:5000")
+def test_the_table_shows_a_line_for_each_run_in_percent(records, history, capsys):
+    print_runs(run_rows(records, limit=10), "http://127.0.0.1:5000")
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
 
     assert ["toys", "flat", "coop", "1", "7", "0.02", "50.0", "25.0", "62.5", "75.0"] in [line[1:] for line in shown]
 
 
-def test_the_table_warns_of_runs_that_were_judged_on_different_images(settings, history, capsys):
-    rows = run_rows(settings, limit=10)
+def test_the_table_warns_of_runs_that_were_judged_on_different_images(records, history, capsys):
+    rows = run_rows(records, limit=10)
     print_runs([rows[0], {**rows[1], "test_digest": "other"}], "http://127.0.0.1:5000")
 
     assert "different test images" in capsys.readouterr().out
@@ -477,8 +482,8 @@ def test_no_runs_are_a_sentence_and_no_table(capsys):
     assert capsys.readouterr().out == "no finished runs yet: `dvc repro` makes one\n"
 
 
-def test_the_link_to_compare_names_every_run_and_their_experiment_once(settings: Settings) -> None:
+def test_the_link_to_compare_names_every_run_and_their_experiment_once(records: Records) -> None:
     rows = [{"run_id": run, "experiment_id": "1"} for run in ("a1", "b2")]
-    link = compare_link(rows, settings)
+    link = compare_link(rows, records)
     asked = f"runs=%5B%22a1%22%2C%22b2%22%5D&experiments=%5B%221%22%5D&{TRAINING}"
     assert link == f"http://127.0.0.1:5000/#/compare-runs?{asked}"

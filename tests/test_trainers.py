@@ -12,6 +12,7 @@ import pytest
 
 from coop_core.errors import ServiceError
 from pipelines import processes
+from pipelines.records.server import Records
 from pipelines.settings import Settings
 from pipelines.sweeps.trainer import Order
 from pipelines.sweeps.trainers import LocalTrainers, Slot
@@ -45,9 +46,9 @@ def trainers(tmp_path, monkeypatch) -> Callable[..., LocalTrainers]:
     monkeypatch.chdir(tmp_path)
 
     def make(code: str = FAKE, slots: int = 2) -> LocalTrainers:
-        settings = Settings(_env_file=None, cache_folder=tmp_path)
+        records = Records(Settings(_env_file=None, cache_folder=tmp_path))
         command = (sys.executable, "-c", code)
-        return LocalTrainers(settings, [Slot(None, 1)] * slots, log_folder=tmp_path / "logs", command=command)
+        return LocalTrainers(records, [Slot(None, 1)] * slots, log_folder=tmp_path / "logs", command=command)
 
     return make
 

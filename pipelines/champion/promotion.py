@@ -12,7 +12,6 @@ from coop_core.errors import GateError
 from coop_core.files import read_json
 from coop_core.judging.gate import Answers, Decision, Policy, decide, require_classes
 from pipelines.records.claims import Claim, claim_promotion
-from pipelines.records.names import model_name
 from pipelines.records.registry import (
     CANDIDATE,
     CHAMPION,
@@ -23,14 +22,14 @@ from pipelines.records.registry import (
     record_decision,
     set_champion,
 )
-from pipelines.settings import Settings
+from pipelines.records.server import Records
 
 _OWN_COLUMNS = ("path", "label", "predicted", "confidence")
 """Of predictions.csv; each of the others holds what a baseline answered."""
 
 
 def promote(
-    settings: Settings, policy: Policy, *, version: str | None = None, compare: bool = True, by: str | None = None
+    records: Records, policy: Policy, *, version: str | None = None, compare: bool = True, by: str | None = None
 ) -> Decision:
     """Judge a version (the candidate unless a number is given) and make it champion if the gate lets it pass.
 
@@ -42,14 +41,14 @@ def promote(
         When there is nothing to judge, it cannot answer, or another promotion is under way.
     """
     by = by or _user()
-    with claim_promotion(settings, by=by) as claim:
-        candidate, champion, decision = _judge(settings, policy, version, compare)
+    with claim_promotion(records, by=by) as claim:
+        candidate, champion, decision = _judge(records, policy, version, compare)
         if decision.promote:
-            _move(candidate, champion, "promote", settings, claim, by, decision.as_dict())
+            _move(candidate, champion, "promote", records, claim, by, decision.as_dict())
     return decision
 
 
-def judge(settings: Settings, policy: Policy, *, version: str | None = None, compare: bool = True) -> Decision:
+def judge(records: Records, policy: Policy, *, version: str | None = None, compare: bool = True) -> Decision:
     """What the gate says of a version now; nothing is promoted.
 
     Raises
@@ -57,26 +56,26 @@ def judge(settings: Settings, policy: Policy, *, version: str | None = None, com
     GateError
         When there is nothing to judge.
     """
-    return _judge(settings, policy, version, compare)[2]
+    return _judge(records, policy, version, compare)[2]
 
 
 def _judge(
-    settings: Settings, policy: Policy, version: str | None, compare: bool
+    records: Records, policy: Policy, version: str | None, compare: bool
 ) -> tuple[RegisteredVersion, RegisteredVersion | None, Decision]:
-    candidate = _find(version or CANDIDATE, settings)
-    champion = find_version(CHAMPION, settings)
+    candidate = _find(version or CANDIDATE, records)
+    champion = find_version(CHAMPION, records)
     if champion and champion.number == candidate.number:
         raise GateError(f"version {candidate.number} is the champion already: nothing to promote")
-    _require_answers(candidate, settings)
-    ours, theirs = fetch_answers(candidate, settings), fetch_answers(champion, settings) if champion else None
+    _require_answers(candidate, records)
+    ours, theirs = fetch_answers(candidate, records), fetch_answers(champion, records) if champion else None
     if theirs is not None:
         require_classes(ours, theirs, may_add=not compare)
     decision = decide(ours, theirs if compare else None, policy)
-    record_decision(candidate, _time(), decision.as_dict(), settings)
+    record_decision(candidate, _time(), decision.as_dict(), records)
     return candidate, champion, decision
 
 
-def rollback(settings: Settings) -> tuple[str, str]:
+def rollback(records: Records) -> tuple[str, str]:
     """Make the champion before this one champion again -> (from, to).
 
     Raises
@@ -85,28 +84,28 @@ def rollback(settings: Settings) -> tuple[str, str]:
         When there is no champion, none before it, or that one cannot answer.
     """
     by = _user()
-    with claim_promotion(settings, by=by, at_once=True) as claim:
-        champion, events = _find(CHAMPION, settings), history(settings)
+    with claim_promotion(records, by=by, at_once=True) as claim:
+        champion, events = _find(CHAMPION, records), history(records)
         if events and champion.number not in {e["version"] for e in events if e["action"] == "promote"}:
             raise GateError(f"version {champion.number} was made champion outside coop, so what was before it is not "
                             "on record: name the one to go back to with `coop promote --version`")  # fmt: skip
         before = previous_champion(events, champion.number)
         if before is None:
             raise GateError(f"version {champion.number} is the first champion: promote another with `coop promote`")
-        version = _find(before, settings)
-        _require_answers(version, settings)
-        _move(version, champion, "rollback", settings, claim, by, None)
+        version = _find(before, records)
+        _require_answers(version, records)
+        _move(version, champion, "rollback", records, claim, by, None)
     return champion.number, before
 
 
-def history(settings: Settings) -> list[dict[str, Any]]:
+def history(records: Records) -> list[dict[str, Any]]:
     """Every change of the champion, oldest first.
 
     Each has time, action, version, previous, by, carried_out (or cut short before the alias moved), and
     changed_outside: whether somebody moved the alias by other means afterwards.
     """
-    events = list_events(settings)
-    champion = find_version(CHAMPION, settings)
+    events = list_events(records)
+    champion = find_version(CHAMPION, records)
     now = champion.number if champion else None
     following = [*(event["previous"] for event in events), now][1:]
     found = []
@@ -125,18 +124,18 @@ def previous_champion(events: list[dict[str, Any]], champion: str) -> str | None
     return None
 
 
-def was_champion(settings: Settings, number: str) -> bool:
+def was_champion(records: Records, number: str) -> bool:
     """Whether a version answered before and does not now: it was replaced, or rolled back."""
-    champion = find_version(CHAMPION, settings)
+    champion = find_version(CHAMPION, records)
     if champion is not None and champion.number == number:
         return False
-    return any(event["carried_out"] and number in (event["version"], event["previous"]) for event in history(settings))
+    return any(event["carried_out"] and number in (event["version"], event["previous"]) for event in history(records))
 
 
-def fetch_answers(version: RegisteredVersion, settings: Settings) -> Answers:
+def fetch_answers(version: RegisteredVersion, records: Records) -> Answers:
     """A version's answers to its test images, as its run recorded them."""
     with tempfile.TemporaryDirectory() as target:
-        folder = fetch_evaluation(version, settings, Path(target))
+        folder = fetch_evaluation(version, records, Path(target))
         evaluation = read_json(folder / "evaluation.json")
         with (folder / "predictions.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -151,26 +150,26 @@ def fetch_answers(version: RegisteredVersion, settings: Settings) -> Answers:
     )
 
 
-def _find(reference: str, settings: Settings) -> RegisteredVersion:
-    found = find_version(reference, settings)
+def _find(reference: str, records: Records) -> RegisteredVersion:
+    found = find_version(reference, records)
     if found is None:
         what = f"version {reference}" if reference.isdigit() else f"{reference}"
-        raise GateError(f"{model_name(settings)} has no {what} in the registry at {settings.tracking_uri}: "
+        raise GateError(f"{records.model} has no {what} in the registry at {records.address}: "
                         "`dvc repro` registers a candidate, `coop promote` makes it champion")  # fmt: skip
     return found
 
 
-def _require_answers(version: RegisteredVersion, settings: Settings) -> None:
+def _require_answers(version: RegisteredVersion, records: Records) -> None:
     from pipelines.champion.proof import require_answers  # and torch, which the history needs not
 
-    require_answers(version, settings)
+    require_answers(version, records)
 
 
 def _move(
     version: RegisteredVersion,
     champion: RegisteredVersion | None,
     action: str,
-    settings: Settings,
+    records: Records,
     claim: Claim,
     by: str,
     decision: dict[str, Any] | None,
@@ -183,7 +182,7 @@ def _move(
         "by": by,
         "decision": decision,
     }
-    set_champion(version, event, settings, claim)
+    set_champion(version, event, records, claim)
 
 
 def _user() -> str:

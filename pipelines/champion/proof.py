@@ -14,12 +14,11 @@ from coop_core.answering import answerer
 from coop_core.artifact import Artifact, read_artifact
 from coop_core.errors import ArtifactError, GateError
 from coop_core.methods import load_method, method_names
-from pipelines.records.names import model_name
 from pipelines.records.registry import RegisteredVersion, fetch_prompt
-from pipelines.settings import Settings
+from pipelines.records.server import Records
 
 
-def require_answers(version: RegisteredVersion, settings: Settings) -> None:
+def require_answers(version: RegisteredVersion, records: Records) -> None:
     """The version's artefact comes from the registry whole and can answer.
 
     Raises
@@ -29,7 +28,7 @@ def require_answers(version: RegisteredVersion, settings: Settings) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
-            prove(read_artifact(fetch_prompt(f"{model_name(settings)}/{version.number}", settings, Path(folder))))
+            prove(read_artifact(fetch_prompt(f"{records.model}/{version.number}", records, Path(folder))))
         except ArtifactError as error:
             raise GateError(f"version {version.number} cannot answer, so it cannot be champion: {error}") from None
 

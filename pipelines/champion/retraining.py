@@ -20,6 +20,7 @@ from pipelines.champion.promotion import judge, was_champion
 from pipelines.processes import Group
 from pipelines.records.registry import CANDIDATE, CHAMPION, find_version
 from pipelines.records.runs import is_tied, tie_run
+from pipelines.records.server import Records
 from pipelines.services.workspace import mend_workspace
 from pipelines.settings import Settings
 
@@ -51,7 +52,7 @@ def alone(settings: Settings) -> AbstractContextManager[None]:
     return locks.alone(settings.cache_folder / "retraining.lock", otherwise=told)
 
 
-def reproduce(settings: Settings, *, flow_run: str | None = None) -> Reproduced | None:
+def reproduce(records: Records, *, flow_run: str | None = None) -> Reproduced | None:
     """Look at the sources, run what has changed, push and tie -> what came of it, or None when all that was done.
 
     A frozen data.dvc is a choice and is left as it is.
@@ -62,12 +63,12 @@ def reproduce(settings: Settings, *, flow_run: str | None = None) -> Reproduced 
         When DVC fails, with its last line; what was finished is kept.
     """
     mend_workspace()
-    changed = changed_stages(settings)
+    changed = changed_stages()
     if changed:
         log.info("changed: %s", ", ".join(changed))
-        dvc("repro", settings=settings, flow_run=flow_run)
+        dvc("repro", settings=records.settings, flow_run=flow_run)
     tracked = read_json(paths.TRACKED)
-    if not changed and is_tied(tracked["run_id"], settings):
+    if not changed and is_tied(tracked["run_id"], records):
         return None
     tags = {
         "dvc_lock": digest_file(LOCK),
@@ -78,12 +79,12 @@ def reproduce(settings: Settings, *, flow_run: str | None = None) -> Reproduced 
         tags["prefect.flow_run_id"] = flow_run
     pushed = has_remote()
     if pushed:
-        dvc("push", settings=settings)
-    tie_run(tracked["run_id"], tags, LOCK, settings)
+        dvc("push", settings=records.settings)
+    tie_run(tracked["run_id"], tags, LOCK, records)
     return Reproduced(tracked["run_id"], tracked["model_version"], changed, pushed, tags)
 
 
-def changed_stages(settings: Settings) -> list[str]:
+def changed_stages() -> list[str]:
     """What `dvc repro` would run, as DVC sees it."""
     found = subprocess.run([*_DVC, "status", "--json"], capture_output=True, text=True, check=False)
     if found.returncode:
@@ -91,19 +92,19 @@ def changed_stages(settings: Settings) -> list[str]:
     return list(json.loads(found.stdout.strip().splitlines()[-1]))
 
 
-def waits_for_judgement(settings: Settings) -> str | None:
+def waits_for_judgement(records: Records) -> str | None:
     """The candidate's number when its judgement was not carried out, as after a retraining that was cut off."""
-    candidate, champion = find_version(CANDIDATE, settings), find_version(CHAMPION, settings)
+    candidate, champion = find_version(CANDIDATE, records), find_version(CHAMPION, records)
     if candidate is None or (champion and champion.number == candidate.number):
         return None
     open_still = candidate.gate in (None, "passed")  # passed, and cut off before the alias moved or anybody answered
-    return candidate.number if open_still and not was_champion(settings, candidate.number) else None
+    return candidate.number if open_still and not was_champion(records, candidate.number) else None
 
 
-def judged(settings: Settings, policy: Policy, version: str | None) -> Decision | str:
+def judged(records: Records, policy: Policy, version: str | None) -> Decision | str:
     """The gate's decision, or why there was nothing to decide."""
     try:
-        return judge(settings, policy, version=version)
+        return judge(records, policy, version=version)
     except GateError as error:
         return str(error)
 

@@ -76,14 +76,14 @@ def compare(
     """Show tracked runs as a table."""
     from pipelines.commands.compare import print_runs, run_rows
     from pipelines.records.runs import compare_link
-    from pipelines.settings import load_settings
+    from pipelines.records.server import open_records
 
-    settings = load_settings()
-    rows = run_rows(settings, limit=limit, sort=sort)
+    records = open_records()
+    rows = run_rows(records, limit=limit, sort=sort)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
-        print_runs(rows, compare_link(rows, settings))
+        print_runs(rows, compare_link(rows, records))
 
 
 @app.command()
@@ -131,30 +131,28 @@ def promote(
     from coop_core.errors import GateError
     from coop_core.params import load_params
     from pipelines.champion import promotion
-    from pipelines.records.names import model_name
-    from pipelines.settings import load_settings
+    from pipelines.records.server import open_records
 
-    settings, policy = load_settings(), load_params().gate.policy()
+    records, policy = open_records(), load_params().gate.policy()
     decision = promotion.promote(
-        settings, policy, version=str(version) if version else None, compare=not without_comparison
+        records, policy, version=str(version) if version else None, compare=not without_comparison
     )
     for check in decision.checks:
         typer.echo(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.sentence}")
     if not decision.promote:
         raise GateError(f"version {decision.candidate} is not promoted; the champion stays as it was")
-    typer.echo(f"champion  {model_name(settings)} version {decision.candidate}")
+    typer.echo(f"champion  {records.model} version {decision.candidate}")
 
 
 @app.command()
 def rollback() -> None:
     """Make the champion before this one champion again."""
     from pipelines.champion import promotion
-    from pipelines.records.names import model_name
-    from pipelines.settings import load_settings
+    from pipelines.records.server import open_records
 
-    settings = load_settings()
-    left, found = promotion.rollback(settings)
-    typer.echo(f"champion  {model_name(settings)} version {found}, instead of {left}")
+    records = open_records()
+    left, found = promotion.rollback(records)
+    typer.echo(f"champion  {records.model} version {found}, instead of {left}")
 
 
 @app.command()
@@ -163,9 +161,9 @@ def history(
 ) -> None:
     """Show every change of the champion."""
     from pipelines.champion import promotion
-    from pipelines.settings import load_settings
+    from pipelines.records.server import open_records
 
-    events = promotion.history(load_settings())
+    events = promotion.history(open_records())
     if as_json:
         typer.echo(json.dumps(events, indent=2))
         return
@@ -220,12 +218,12 @@ def recipe(
 @app.command()
 def reconcile() -> None:
     """Close MLflow runs whose process is gone, and mend what a kill left of DVC's."""
+    from pipelines.records.server import open_records
     from pipelines.records.trials import reconcile as close_lost
     from pipelines.services.workspace import mend_workspace
-    from pipelines.settings import load_settings
 
     mend_workspace()
-    lost = close_lost(load_settings())
+    lost = close_lost(open_records())
     typer.echo("\n".join(f"closed  run {run_id}" for run_id in lost) or "no run has lost its process")
 
 

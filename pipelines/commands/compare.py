@@ -8,12 +8,12 @@ from rich.table import Table
 from coop_core.errors import ServiceError
 from pipelines.console import console
 from pipelines.records.runs import list_runs
-from pipelines.settings import Settings
+from pipelines.records.server import Records
 
 _ORDER = {"when": "start_time", "accuracy": "accuracy", "gain": "gain_over_zero_shot"}
 
 
-def run_rows(settings: Settings, *, limit: int, sort: str = "when") -> list[dict[str, Any]]:
+def run_rows(records: Records, *, limit: int, sort: str = "when") -> list[dict[str, Any]]:
     """One flat object a run, the best or newest first.
 
     Raises
@@ -24,7 +24,7 @@ def run_rows(settings: Settings, *, limit: int, sort: str = "when") -> list[dict
     if sort not in _ORDER:
         raise ServiceError(f"--sort {sort} is not one of: {', '.join(_ORDER)}")
     rows = []
-    for run in list_runs(settings, limit=limit):
+    for run in list_runs(records, limit=limit):
         tags, metrics = run["tags"], run["metrics"]
         rows.append(
             {

@@ -117,8 +117,9 @@ def find_artifact(model: str, settings: Settings, workspace: Path) -> Path:
         return Path(model)
     if "@" in model or model.startswith("models:/") or (model.count("/") == 1 and model.rsplit("/", 1)[1].isdigit()):
         from pipelines.records.registry import fetch_prompt
+        from pipelines.records.server import Records
 
-        return fetch_prompt(model, settings, workspace)
+        return fetch_prompt(model, Records(settings), workspace)
     from pipelines.records.names import find_model_name
 
     named = find_model_name(settings) or "NAME"

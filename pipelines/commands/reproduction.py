@@ -24,6 +24,7 @@ from coop_core.reproduction.grid import Asked, ask, sweeps
 from coop_core.sweeps.sweep import Row, rows
 from pipelines import console, paths
 from pipelines.commands.sweep import sweep_here
+from pipelines.records.server import Records
 from pipelines.settings import Settings, choose_device
 from pipelines.sources.catalogue import source_of
 from pipelines.sources.datasets import cached_dataset
@@ -82,7 +83,7 @@ def run_here(params: Params, *, settings: Settings, jobs: int | None) -> Sequenc
         last = standing
 
     try:
-        return sweep_here(params, settings, jobs, hear=hear).rows
+        return sweep_here(params, Records(settings), jobs, hear=hear).rows
     except ServiceError as error:
         if not last.results:
             raise ServiceError("; ".join(sorted(set(last.failures.values()))) or str(error)) from None

@@ -8,6 +8,7 @@ from coop_core.params import Params, load_params
 from coop_core.sweeps.sweep import require_sweep
 from pipelines import console, paths
 from pipelines.environment import use_prefect
+from pipelines.records.server import Records
 from pipelines.settings import Settings, prefect_login
 from pipelines.sweeps.outcome import Outcome, Standing, read_outcome
 from pipelines.sweeps.sweeping import check, sweep
@@ -23,19 +24,20 @@ def run_sweep(settings: Settings, *, local: bool, jobs: int | None, detach: bool
     """Run what is missing and show what came of it; `detach` leaves a sweep to the workers."""
     params = load_params(paths.PARAMS)
     check(params)
+    records = Records(settings)
     if settings.prefect_api_url is None or local:
-        print_outcome(sweep_here(params, settings, jobs), settings)
+        print_outcome(sweep_here(params, records, jobs), records)
     else:
         use_prefect(settings.prefect_api_url, settings.services_folder / "client", prefect_login(settings))
-        _through_prefect(params, settings, detach=detach)
+        _through_prefect(params, records, detach=detach)
 
 
 def sweep_here(
-    params: Params, settings: Settings, jobs: int | None, *, hear: Callable[[Standing], object] = lambda standing: None
+    params: Params, records: Records, jobs: int | None, *, hear: Callable[[Standing], object] = lambda standing: None
 ) -> Outcome:
     """On this machine, with its progress in this terminal; `hear` is told how far it is."""
     name = require_sweep(params).name
-    logs, slots = settings.cache_folder / paths.TRAINER_LOGS / name, local_slots(settings, jobs)
+    logs, slots = records.settings.cache_folder / paths.TRAINER_LOGS / name, local_slots(records.settings, jobs)
     console.console.print(f"{len(slots)} trainer(s) on this machine; log: {logs}", highlight=False, soft_wrap=True)
     with console.progress(f"sweep {name}") as update:
 
@@ -43,10 +45,10 @@ def sweep_here(
             update(standing.done, standing.planned, details=details(standing))
             hear(standing)
 
-        return sweep(params, settings, LocalTrainers(settings, slots, log_folder=logs), show=show)
+        return sweep(params, records, LocalTrainers(records, slots, log_folder=logs), show=show)
 
 
-def _through_prefect(params: Params, settings: Settings, *, detach: bool) -> None:
+def _through_prefect(params: Params, records: Records, *, detach: bool) -> None:
     """The sweep is a run of the deployment `sweep`; what it found is read from MLflow."""
     from pipelines.flows import client
 
@@ -69,4 +71,4 @@ def _through_prefect(params: Params, settings: Settings, *, detach: bool) -> Non
         message = " ".join((run.state.message or "").split())[:500] if run.state else ""
         raise ServiceError(f"the sweep ended as {run.state_name}: {message} ({client.page(run.id)}); "
                            "`coop sweep` again does what is missing")  # fmt: skip
-    print_outcome(read_outcome(params, settings, flow_run=str(run.id)), settings)
+    print_outcome(read_outcome(params, records, flow_run=str(run.id)), records)

@@ -28,9 +28,9 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelling
 
 from coop_core.errors import ServiceError
-from pipelines.records.server import silence
+from pipelines.records.server import Records, silence
 from pipelines.records.trials import trial_states
-from pipelines.settings import Settings, is_own, load_settings, refusal
+from pipelines.settings import is_own, load_settings, refusal
 from pipelines.sweeps.trainer import Order
 
 log = logging.getLogger(__name__)
@@ -109,8 +109,8 @@ class DeployedTrainers:
     Prefect says which runs go on; what became of each trial is read in MLflow, the record.
     """
 
-    def __init__(self, settings: Settings, *, sweep_run: str) -> None:
-        self.settings, self.sweep_run = settings, sweep_run
+    def __init__(self, records: Records, *, sweep_run: str) -> None:
+        self.records, self.sweep_run = records, sweep_run
 
     def __call__(self, groups: Sequence[Sequence[Order]], on_event: Callable[[dict[str, Any]], object]) -> None:
         todo: list[tuple[Sequence[Sequence[Order]], int]] = [
@@ -119,7 +119,7 @@ class DeployedTrainers:
         running: dict[UUID, tuple[Sequence[Sequence[Order]], int]] = {}
         open_keys = {order.key for group in groups for order in group}
         parent = groups[0][0].parent
-        earlier = {state.run_id for state in trial_states(self.settings, parent=parent)}
+        earlier = {state.run_id for state in trial_states(self.records, parent=parent)}
         try:
             while todo or running:
                 while todo and len(running) < _WAITING:
@@ -162,7 +162,7 @@ class DeployedTrainers:
     def _report(
         self, parent: str, earlier: set[str], open_keys: set[str], on_event: Callable[[dict[str, Any]], object]
     ) -> None:
-        for state in trial_states(self.settings, parent=parent, but=earlier):
+        for state in trial_states(self.records, parent=parent, but=earlier):
             if state.key not in open_keys:
                 continue
             if state.status in ("FINISHED", "FAILED"):

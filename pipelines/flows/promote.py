@@ -16,7 +16,7 @@ from pipelines.champion.retraining import judged, judgement
 from pipelines.console import prepare
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.records.registry import CHAMPION, find_version, mark_judged
-from pipelines.settings import Settings, load_settings
+from pipelines.records.server import Records, open_records
 
 _NAME_LENGTH = 100
 
@@ -40,20 +40,20 @@ def promote(version: int | None = None) -> str:
     """Judge a version (the candidate unless a number is given) and promote it if the gate and a person let it pass."""
     prepare()
     end_with_worker()
-    decision, said = decide_and_promote(load_settings(), str(version) if version else None)
+    decision, said = decide_and_promote(open_records(), str(version) if version else None)
     create_markdown_artifact("\n".join(judgement(decision, said)), key="promotion")
     return said
 
 
-def decide_and_promote(settings: Settings, version: str | None) -> tuple[Decision | str, str]:
+def decide_and_promote(records: Records, version: str | None) -> tuple[Decision | str, str]:
     """-> the gate's decision, and in few words what came of it."""
     gate, logger = load_params(paths.PARAMS).gate, get_run_logger()
-    decision = judged(settings, gate.policy(), version)
+    decision = judged(records, gate.policy(), version)
     if isinstance(decision, str):
         logger.warning(decision)
-        champion = find_version(CHAMPION, settings)
+        champion = find_version(CHAMPION, records)
         if version is not None and (champion is None or champion.number != version):
-            mark_judged(version, "not comparable", settings)
+            mark_judged(version, "not comparable", records)
         return decision, "nothing was promoted"
     for check in decision.checks:
         logger.log(logging.INFO if check.passed else logging.WARNING, "%s: %s", check.name, check.sentence)
@@ -63,12 +63,12 @@ def decide_and_promote(settings: Settings, version: str | None) -> tuple[Decisio
     if gate.approval_minutes:
         answer = _ask(decision, gate.approval_minutes)
         if answer is None or not answer.approve:
-            mark_judged(decision.candidate, "declined", settings)
+            mark_judged(decision.candidate, "declined", records)
             who = "nobody answered in time" if answer is None else f"declined ({answer.by})"
             return decision, f"version {decision.candidate} was not promoted: {who}"
         by = answer.by
     # Judged again under the promotion's claim: the champion may have changed meanwhile.
-    decision = promote_now(settings, gate.policy(), version=decision.candidate, by=by)
+    decision = promote_now(records, gate.policy(), version=decision.candidate, by=by)
     word = "is champion" if decision.promote else "was refused by the gate, which had passed it before"
     return decision, f"version {decision.candidate} {word}"
 

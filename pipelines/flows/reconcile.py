@@ -4,9 +4,9 @@ from prefect import flow, get_run_logger
 
 from pipelines.console import prepare
 from pipelines.flows.client import cancel_orphans
+from pipelines.records.server import open_records
 from pipelines.records.trials import reconcile as reconcile_runs
 from pipelines.services.workspace import mend_workspace
-from pipelines.settings import load_settings
 
 
 @flow(name="reconcile", log_prints=False)
@@ -15,6 +15,6 @@ def reconcile() -> dict[str, list[str]]:
     prepare()
     mend_workspace()
     logger = get_run_logger()
-    closed, cancelled = reconcile_runs(load_settings()), cancel_orphans()
+    closed, cancelled = reconcile_runs(open_records()), cancel_orphans()
     logger.info("closed %d MLflow runs, cancelled %d runs of ended sweeps", len(closed), len(cancelled))
     return {"closed": closed, "cancelled": cancelled}

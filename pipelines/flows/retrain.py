@@ -11,7 +11,7 @@ from pipelines.console import prepare
 from pipelines.flows.client import page, start
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.flows.promote import decide_and_promote
-from pipelines.settings import load_settings
+from pipelines.records.server import open_records
 
 
 @flow(name="retrain", log_prints=False)
@@ -22,19 +22,19 @@ def retrain() -> str:
     """
     prepare()
     end_with_worker()
-    logger, settings = get_run_logger(), load_settings()
+    logger, records = get_run_logger(), open_records()
     decision, said = None, "nothing had changed"
-    with alone(settings):
-        reproduced = reproduce(settings, flow_run=str(runtime.flow_run.id))
-        version = reproduced.version if reproduced else waits_for_judgement(settings)
-        if version is not None and was_champion(settings, version):
+    with alone(records.settings):
+        reproduced = reproduce(records, flow_run=str(runtime.flow_run.id))
+        version = reproduced.version if reproduced else waits_for_judgement(records)
+        if version is not None and was_champion(records, version):
             said = f"version {version} has been champion before: only `coop promote --version {version}` brings it back"
         elif version is not None and load_params(paths.PARAMS).gate.approval_minutes:
             asked = {"version": int(version)}
             run = start("promote/promote", parameters=asked, flow_run_name=f"version {version}")
             said = f"version {version} waits for the gate and a person: {page(run.id)}"
         elif version is not None:
-            decision, said = decide_and_promote(settings, version)
+            decision, said = decide_and_promote(records, version)
     create_markdown_artifact(summary(reproduced, decision, said), key="retraining")
     logger.info(said)
     return said

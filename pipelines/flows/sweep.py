@@ -17,8 +17,8 @@ from pipelines import paths
 from pipelines.console import prepare
 from pipelines.flows.client import PROGRESS, DeployedTrainers, cancel_orphans
 from pipelines.flows.lifeline import end_with_worker
+from pipelines.records.server import open_records
 from pipelines.records.trials import sweep_links
-from pipelines.settings import load_settings
 from pipelines.sweeps.outcome import Standing
 from pipelines.sweeps.sweeping import sweep as run_sweep
 from pipelines.sweeps.view import as_markdown, details
@@ -31,14 +31,14 @@ def sweep(params: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run the sweep of `params` (a whole params.yaml as JSON), or of this workspace's params.yaml -> what won."""
     prepare()
     end_with_worker()
-    settings, own = load_settings(), str(runtime.flow_run.id)
+    records, own = open_records(), str(runtime.flow_run.id)
     wanted: Params = load_params(paths.PARAMS) if params is None else parse_params(params, where="the run's params")
     cancel_orphans()
-    trainers = DeployedTrainers(settings, sweep_run=own)
-    outcome = run_sweep(wanted, settings, trainers, tags={"prefect.flow_run_id": own}, show=_progress())
+    trainers = DeployedTrainers(records, sweep_run=own)
+    outcome = run_sweep(wanted, records, trainers, tags={"prefect.flow_run_id": own}, show=_progress())
     create_markdown_artifact(as_markdown(outcome), key="sweep-result", description=f"sweep {outcome.name}")
     runs = [result.run_id for row in outcome.rows for result in row.results]
-    create_link_artifact(sweep_links(settings, outcome.run_id, runs)[1], key="sweep-comparison", link_text="MLflow")
+    create_link_artifact(sweep_links(records, outcome.run_id, runs)[1], key="sweep-comparison", link_text="MLflow")
     get_run_logger().info("winner: %s", outcome.values or "params.yaml as it is")
     return outcome.values
 

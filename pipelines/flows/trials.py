@@ -8,7 +8,7 @@ from pipelines import paths
 from pipelines.console import prepare
 from pipelines.environment import service_name
 from pipelines.flows.lifeline import end_with_worker
-from pipelines.settings import load_settings
+from pipelines.records.server import open_records
 from pipelines.sweeps.trainer import Order
 from pipelines.sweeps.trainers import LocalTrainers, Slot
 
@@ -18,7 +18,7 @@ def trials(groups: list[list[dict[str, Any]]]) -> dict[str, str]:
     """Train each group side by side -> reasons of those that failed, by trial key. What they score is in MLflow."""
     prepare()
     end_with_worker()
-    logger, settings = get_run_logger(), load_settings()
+    logger, records = get_run_logger(), open_records()
     orders = [[Order(**order) for order in group] for group in groups]
     names = {order.key: order.name for group in orders for order in group}
     failed: dict[str, str] = {}
@@ -33,6 +33,6 @@ def trials(groups: list[list[dict[str, Any]]]) -> dict[str, str]:
         elif event["event"] == "started":
             logger.info("%s: MLflow run %s", name, event["run_id"])
 
-    folder = settings.cache_folder / paths.TRAINER_LOGS / service_name()
-    LocalTrainers(settings, [Slot(None, None)], log_folder=folder)(orders, hear)
+    folder = records.settings.cache_folder / paths.TRAINER_LOGS / service_name()
+    LocalTrainers(records, [Slot(None, None)], log_folder=folder)(orders, hear)
     return failed

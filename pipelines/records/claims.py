@@ -17,9 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from coop_core.errors import GateError
-from pipelines.records.names import model_name
-from pipelines.records.server import connected
-from pipelines.settings import Settings
+from pipelines.records.server import Records
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +107,7 @@ class Claim:
 
 
 @contextmanager
-def claim_promotion(settings: Settings, *, by: str, at_once: bool = False) -> Iterator[Claim]:
+def claim_promotion(records: Records, *, by: str, at_once: bool = False) -> Iterator[Claim]:
     """One promotion at a time, on whatever machines; the other is told at once.
 
     What a killed process left gives way after some minutes, or now with `at_once`; a living owner then finds out.
@@ -119,16 +117,16 @@ def claim_promotion(settings: Settings, *, by: str, at_once: bool = False) -> It
     GateError
         When another promotion is under way, or there is no model whose champion could change.
     """
-    with connected(settings) as mlflow:
+    with records.asked() as client:
         from mlflow.exceptions import MlflowException
 
-        client, name = mlflow.MlflowClient(), model_name(settings)
+        name = records.model
         try:
             found = _read(client, name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            raise GateError(f"there is no model {name} in the registry at {settings.tracking_uri}: `dvc repro` "
+            raise GateError(f"there is no model {name} in the registry at {records.address}: `dvc repro` "
                             "registers a candidate, `coop promote` makes it champion") from None  # fmt: skip
         if at_once:
             _clear(client, name, found)

@@ -9,9 +9,7 @@ from typing import Any
 
 from coop_core.errors import ArtifactError
 from pipelines.records.claims import Claim
-from pipelines.records.names import model_name
-from pipelines.records.server import connected
-from pipelines.settings import Settings
+from pipelines.records.server import Records
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +22,13 @@ MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 """MLflow's codes for what is not in the registry."""
 
 
-def fetch_prompt(reference: str, settings: Settings, target: Path) -> Path:
+def fetch_prompt(reference: str, records: Records, target: Path) -> Path:
     """`name@alias` or `name/version` in the registry -> the artefact's folder, downloaded into `target`."""
-    missing = f"no model {reference} in the registry at {settings.tracking_uri}"
+    missing = f"no model {reference} in the registry at {records.address}"
     if not re.fullmatch(r"(models:/)?[^/@:\s]+(@[^/@:\s]+|/\d+)", reference):
         raise ArtifactError(f"{missing}: write NAME@ALIAS or NAME/VERSION")
-    with connected(settings) as mlflow:
+    with records.asked():
+        import mlflow
         from mlflow.exceptions import MlflowException
 
         try:
@@ -53,12 +52,12 @@ class RegisteredVersion:
     """What the gate said last: passed, refused, declined by a person, not comparable, or nothing yet."""
 
 
-def find_version(reference: str, settings: Settings) -> RegisteredVersion | None:
+def find_version(reference: str, records: Records) -> RegisteredVersion | None:
     """An alias or a number among the registered versions, or None."""
-    with connected(settings) as mlflow:
+    with records.asked() as client:
         from mlflow.exceptions import MlflowException
 
-        client, name = mlflow.MlflowClient(), model_name(settings)
+        name = records.model
         try:
             by = client.get_model_version if reference.isdigit() else client.get_model_version_by_alias
             found = by(name, reference)
@@ -69,22 +68,24 @@ def find_version(reference: str, settings: Settings) -> RegisteredVersion | None
     return RegisteredVersion(str(found.version), found.run_id, dict(found.tags).get(GATE))
 
 
-def fetch_evaluation(version: RegisteredVersion, settings: Settings, target: Path) -> Path:
+def fetch_evaluation(version: RegisteredVersion, records: Records, target: Path) -> Path:
     """What the version's run recorded of its test images -> a folder below `target`."""
-    with connected(settings) as mlflow:
+    with records.asked():
+        import mlflow
+
         uri = f"runs:/{version.run_id}/evaluation"
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(target)))
 
 
-def set_champion(version: RegisteredVersion, event: dict[str, Any], settings: Settings, claim: "Claim") -> None:
+def set_champion(version: RegisteredVersion, event: dict[str, Any], records: Records, claim: "Claim") -> None:
     """Write the event down, move the alias if the claim still holds, and write down that it was carried out.
 
     So no champion changes without a record, and what was cut short is told from what somebody undid by hand.
     """
-    with connected(settings) as mlflow:
+    with records.asked() as client:
         from mlflow.exceptions import MlflowException
 
-        client, name = mlflow.MlflowClient(), model_name(settings)
+        name = records.model
         text = json.dumps(event, indent=1)
         client.log_text(version.run_id, text, f"promotion/{event['time']}.json")
         tag, short = f"{_EVENT}{event['time']}", {key: value for key, value in event.items() if key != "decision"}
@@ -97,24 +98,23 @@ def set_champion(version: RegisteredVersion, event: dict[str, Any], settings: Se
             log.warning("the champion changed, but its record could not be completed: %s", error)
 
 
-def mark_judged(number: str, word: str, settings: Settings) -> None:
+def mark_judged(number: str, word: str, records: Records) -> None:
     """Say with a version what came of its judgement, so that it is not asked for again."""
-    with connected(settings) as mlflow:
-        mlflow.MlflowClient().set_model_version_tag(model_name(settings), number, GATE, word)
+    with records.asked() as client:
+        client.set_model_version_tag(records.model, number, GATE, word)
 
 
-def record_decision(version: RegisteredVersion, time: str, decision: dict[str, Any], settings: Settings) -> None:
+def record_decision(version: RegisteredVersion, time: str, decision: dict[str, Any], records: Records) -> None:
     """Keep what the gate said with the version's run, and in one word with the version."""
-    with connected(settings) as mlflow:
-        client = mlflow.MlflowClient()
+    with records.asked() as client:
         client.log_text(version.run_id, json.dumps(decision, indent=1), f"gate/{time}.json")
         word = "passed" if decision["promote"] else "refused"
-        client.set_model_version_tag(model_name(settings), version.number, GATE, word)
+        client.set_model_version_tag(records.model, version.number, GATE, word)
 
 
-def list_events(settings: Settings) -> list[dict[str, Any]]:
+def list_events(records: Records) -> list[dict[str, Any]]:
     """Every time the champion was to change, oldest first; older versions did not record `carried_out`."""
-    with connected(settings) as mlflow:
-        models = mlflow.MlflowClient().search_registered_models(f"name = '{model_name(settings)}'")
+    with records.asked() as client:
+        models = client.search_registered_models(f"name = '{records.model}'")
     tags = models[0].tags if models else {}
     return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(_EVENT)]

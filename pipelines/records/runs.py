@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.links import fragment, page, run_route
-from pipelines.records.names import model_name, name_after
+from pipelines.records.names import name_after
 from pipelines.records.registry import CANDIDATE, MISSING
 from pipelines.records.served import log_model
 from pipelines.records.server import (
+    Records,
     compare_page,
-    connected,
-    find_experiment,
     heartbeat,
     signs_of_life,
 )
-from pipelines.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -78,16 +76,17 @@ class DatasetInput:
     rows: dict[str, list[Any]]
 
 
-def track(record: RunRecord, settings: Settings) -> Tracked:
+def track(record: RunRecord, records: Records) -> Tracked:
     """Record a run and register its context vectors as a version with the alias `candidate`.
 
     The version is registered only after everything is uploaded, and the alias is set last, so that a kill
     leaves no half-written version in anybody's way; the next call makes a new record.
     """
-    with connected(settings, way_out=", then run `dvc repro`: only this stage is left to do") as mlflow:
-        client = mlflow.MlflowClient()
-        experiment_id = find_experiment(client, settings, settings.experiment)
-        name = settings.registered_model or name_after(record.tags["dataset"])
+    with records.asked(way_out=", then run `dvc repro`: only this stage is left to do") as client:
+        import mlflow
+
+        experiment_id = records.find_experiment(client, records.experiment)
+        name = records.settings.registered_model or name_after(record.tags["dataset"])
         earlier = _find(client, experiment_id, record.key, name)
         if earlier is not None:
             log.info("this run is on record already: %s", earlier.info.run_id)
@@ -97,13 +96,15 @@ def track(record: RunRecord, settings: Settings) -> Tracked:
         tags = {**record.tags, "coop.key": record.key, **signs_of_life()}
         with (
             mlflow.start_run(experiment_id=experiment_id, run_name=record.name, tags=tags) as run,
-            heartbeat(settings, [run.info.run_id]),
+            heartbeat(records, [run.info.run_id]),
         ):
-            return _record_and_register(mlflow, client, run.info, record, name)
+            return _record_and_register(client, run.info, record, name)
 
 
-def _record_and_register(mlflow: Any, client: Any, run: Any, record: RunRecord, name: str) -> Tracked:
-    _log(mlflow, client, run.run_id, record)
+def _record_and_register(client: Any, run: Any, record: RunRecord, name: str) -> Tracked:
+    import mlflow
+
+    _log(client, run.run_id, record)
     model = log_model(mlflow, record.prompt)
     registered = mlflow.register_model(model.model_uri, name, tags=record.tags | record.version_tags)
     tracked = Tracked(run.run_id, run.experiment_id, name, str(registered.version))
@@ -126,22 +127,21 @@ def _describe(client: Any, tracked: Tracked, record: RunRecord) -> None:
         client.update_registered_model(name, _MODEL_DESCRIPTION)
 
 
-def run_link(tracked: Tracked, settings: Settings) -> str:
+def run_link(tracked: Tracked, records: Records) -> str:
     """The run's page; of the page that `make ui` opens when there is no server."""
-    return page(settings, run_route(tracked.experiment_id, tracked.run_id))
+    return page(records.settings, run_route(tracked.experiment_id, tracked.run_id))
 
 
-def compare_link(rows: list[dict[str, Any]], settings: Settings) -> str:
+def compare_link(rows: list[dict[str, Any]], records: Records) -> str:
     """The page on which MLflow compares the runs of `list_runs`."""
     experiments = sorted({row["experiment_id"] for row in rows})
-    return compare_page(settings, [row["run_id"] for row in rows], experiments)
+    return compare_page(records.settings, [row["run_id"] for row in rows], experiments)
 
 
-def list_runs(settings: Settings, *, limit: int) -> list[dict[str, Any]]:
+def list_runs(records: Records, *, limit: int) -> list[dict[str, Any]]:
     """Finished runs, the newest first: tags, metrics and the registered version."""
-    with connected(settings) as mlflow:
-        client = mlflow.MlflowClient()
-        experiment = client.get_experiment_by_name(settings.experiment)
+    with records.asked() as client:
+        experiment = client.get_experiment_by_name(records.experiment)
         if experiment is None:
             return []
         found = client.search_runs(
@@ -156,26 +156,25 @@ def list_runs(settings: Settings, *, limit: int) -> list[dict[str, Any]]:
         ]  # fmt: skip
 
 
-def tie_run(run_id: str, tags: dict[str, str], lock: Path, settings: Settings) -> None:
+def tie_run(run_id: str, tags: dict[str, str], lock: Path, records: Records) -> None:
     """Tie a run and its version to what made them: tags on both, and dvc.lock as it was when all was done."""
-    with connected(settings) as mlflow:
-        client = mlflow.MlflowClient()
+    with records.asked() as client:
         client.log_artifact(run_id, str(lock))
         own = client.get_run(run_id).data.tags
         for name, value in tags.items():
             client.set_tag(run_id, name, value)
             if "coop.version" in own:
-                model = own.get("coop.model") or model_name(settings)
+                model = own.get("coop.model") or records.model
                 client.set_model_version_tag(model, own["coop.version"], name, value)
 
 
-def is_tied(run_id: str, settings: Settings) -> bool:
+def is_tied(run_id: str, records: Records) -> bool:
     """Whether `tie_run` was carried out for a run, or can not be: the run is in another server's records."""
-    with connected(settings) as mlflow:
+    with records.asked() as client:
         from mlflow.exceptions import MlflowException
 
         try:
-            return "dvc_lock" in mlflow.MlflowClient().get_run(run_id).data.tags
+            return "dvc_lock" in client.get_run(run_id).data.tags
         except MlflowException as error:
             if error.error_code not in MISSING:
                 raise
@@ -200,8 +199,10 @@ def _find(client: Any, experiment_id: str, key: str, name: str) -> Any:
     return None
 
 
-def _log(mlflow: Any, client: Any, run_id: str, record: RunRecord) -> None:
+def _log(client: Any, run_id: str, record: RunRecord) -> None:
+    import mlflow
     import pandas as pd
+    from mlflow.data.pandas_dataset import from_pandas
     from mlflow.entities import Metric
 
     mlflow.log_params(record.params)
@@ -217,7 +218,7 @@ def _log(mlflow: Any, client: Any, run_id: str, record: RunRecord) -> None:
         client.log_batch(run_id, metrics=points[start : start + 1000])
     for data in record.datasets:
         frame = pd.DataFrame(data.rows)
-        dataset = mlflow.data.from_pandas(frame, source=data.source, name=data.name, digest=data.digest[:36])
+        dataset = from_pandas(frame, source=data.source, name=data.name, digest=data.digest[:36])
         mlflow.log_input(dataset, context=data.context, tags={"sha256": data.digest})
     mlflow.log_table(pd.DataFrame(record.per_class), "per_class.json")
     for path, folder in record.files:

@@ -1,4 +1,4 @@
-"""The MLflow server: settings -> a connection whose faults are sentences, experiments, and signs of life."""
+"""The MLflow server: settings -> records that are opened once and passed on; experiments, and signs of life."""
 
 import json
 import logging
@@ -20,7 +20,8 @@ from coop_core.errors import CoopError, ServiceError
 from pipelines.console import require_project
 from pipelines.environment import first_answer_within, use_tracking_login
 from pipelines.links import page
-from pipelines.settings import Settings, refusal, store_address, tracking_login
+from pipelines.records.names import model_name
+from pipelines.settings import Settings, load_settings, refusal, store_address, tracking_login
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,60 @@ def connected(settings: Settings, *, way_out: str = "") -> Iterator[Any]:
         ) from error
 
 
+class Records:
+    """MLflow's records where the settings say: opened once, and handed to whoever reads or writes there."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.address = settings.tracking_uri
+        """As it may be shown: without a login."""
+        self.experiment = settings.experiment
+        self.sweeps = f"{settings.experiment}-sweeps"
+        """Sweeps have an experiment of their own, so that `coop compare` shows registered runs alone."""
+        self._client: Any = None
+
+    @property
+    def model(self) -> str:
+        """The registered model of this project (`records.names.model_name`, with its errors)."""
+        return model_name(self.settings)
+
+    @contextmanager
+    def asked(self, *, way_out: str = "") -> Iterator[Any]:
+        """MLflow's client, while something is asked of it; its faults become sentences.
+
+        Raises
+        ------
+        ServiceError
+            When the server does not answer or refuses; `way_out` ends the sentence.
+        """
+        with connected(self.settings, way_out=way_out) as mlflow:
+            self._client = self._client or mlflow.MlflowClient(store_address(self.settings))
+            yield self._client
+
+    def find_experiment(self, client: Any, name: str) -> str:
+        """The experiment called so, made when it is not there, by whichever process is first."""
+        from mlflow.exceptions import MlflowException
+
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = self.settings.artifact_location
+        if location is None and self.address.startswith("sqlite:///"):
+            database = Path(self.address.removeprefix("sqlite:///"))
+            location = (database.parent / "mlruns").resolve().as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return str(client.get_experiment_by_name(name).experiment_id)
+
+
+def open_records() -> Records:
+    """The records of this process's settings."""
+    return Records(load_settings())
+
+
 def require_answer(settings: Settings) -> None:
     """Where nobody wants the server asked for minutes, it must answer now; what it answers, MLflow's client judges.
 
@@ -109,25 +164,6 @@ def _require_database(settings: Settings) -> None:
         require_project(", or name MLflow's server in COOP_TRACKING_URI")
 
 
-def find_experiment(client: Any, settings: Settings, name: str) -> str:
-    """The experiment called so, made when it is not there, by whichever process is first."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    location = settings.artifact_location
-    if location is None and settings.tracking_uri.startswith("sqlite:///"):
-        database = Path(settings.tracking_uri.removeprefix("sqlite:///"))
-        location = (database.parent / "mlruns").resolve().as_uri()
-    try:
-        return str(client.create_experiment(name, artifact_location=location))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        return str(client.get_experiment_by_name(name).experiment_id)
-
-
 def compare_page(settings: Settings, runs: Sequence[str], experiments: Sequence[str]) -> str:
     """The page on which MLflow compares runs."""
     named = {"runs": runs, "experiments": experiments}
@@ -136,15 +172,14 @@ def compare_page(settings: Settings, runs: Sequence[str], experiments: Sequence[
 
 
 @contextmanager
-def heartbeat(settings: Settings, run_ids: Iterable[str]) -> Iterator[None]:
+def heartbeat(records: Records, run_ids: Iterable[str]) -> Iterator[None]:
     """Keep runs alive while the block runs; a server that does not answer now may answer at the next beat."""
     ids, stopped = list(run_ids), threading.Event()
 
     def beat() -> None:
         while not stopped.wait(BEAT_SECONDS):
             try:
-                with connected(settings) as mlflow:
-                    client = mlflow.MlflowClient()
+                with records.asked() as client:
                     for run_id in ids:
                         client.set_tag(run_id, HEARTBEAT, now())
             except CoopError as error:

@@ -15,15 +15,7 @@ from coop_core.errors import ServiceError
 from coop_core.files import digest_json
 from coop_core.training import Epoch
 from pipelines.links import page, run_route
-from pipelines.records.server import (
-    compare_page,
-    connected,
-    find_experiment,
-    is_lost,
-    pages,
-    signs_of_life,
-)
-from pipelines.settings import Settings
+from pipelines.records.server import Records, compare_page, is_lost, pages, signs_of_life
 
 LOST_SECONDS = 300
 """A run without a heartbeat for so long has lost its process, on whatever machine."""
@@ -37,16 +29,10 @@ class FinishedTrial:
     metrics: dict[str, float]
 
 
-def experiment_name(settings: Settings) -> str:
-    """Sweeps have an experiment of their own, so that `coop compare` shows registered runs alone."""
-    return f"{settings.experiment}-sweeps"
-
-
-def open_sweep(settings: Settings, *, name: str, key: str, params: dict[str, Any], tags: dict[str, str]) -> str:
+def open_sweep(records: Records, *, name: str, key: str, params: dict[str, Any], tags: dict[str, str]) -> str:
     """The sweep's run, begun or taken up again -> its id. Of one sweep there is one run."""
-    with connected(settings) as mlflow:
-        client = mlflow.MlflowClient()
-        experiment = find_experiment(client, settings, experiment_name(settings))
+    with records.asked() as client:
+        experiment = records.find_experiment(client, records.sweeps)
         found = client.search_runs([experiment], f"tags.`{_SWEEP}` = '{key}'", max_results=1)
         beat = {**signs_of_life(), "mlflow.note.content": f"`coop sweep`: {name}"}
         if found:
@@ -62,19 +48,17 @@ def open_sweep(settings: Settings, *, name: str, key: str, params: dict[str, Any
         return str(run.info.run_id)
 
 
-def close_run(settings: Settings, run_id: str, status: str, *, reason: str = "") -> None:
+def close_run(records: Records, run_id: str, status: str, *, reason: str = "") -> None:
     """FINISHED, FAILED or KILLED, with the reason as a tag."""
-    with connected(settings) as mlflow:
-        client = mlflow.MlflowClient()
+    with records.asked() as client:
         if reason:
             client.set_tag(run_id, _REASON, reason[:4000])
         client.set_terminated(run_id, status)
 
 
-def close_lost(settings: Settings, run_id: str, status: str, *, reason: str) -> None:
+def close_lost(records: Records, run_id: str, status: str, *, reason: str) -> None:
     """Close a run whose process has ended, unless it is finished; what the process said itself is kept."""
-    with connected(settings) as mlflow:
-        client = mlflow.MlflowClient()
+    with records.asked() as client:
         run = client.get_run(run_id)
         if run.info.status != "FINISHED":
             if _REASON not in run.data.tags:
@@ -83,11 +67,10 @@ def close_lost(settings: Settings, run_id: str, status: str, *, reason: str) -> 
 
 
 def finish_sweep(
-    settings: Settings, run_id: str, *, metrics: dict[str, float], params: dict[str, Any], files: Iterable[Path]
+    records: Records, run_id: str, *, metrics: dict[str, float], params: dict[str, Any], files: Iterable[Path]
 ) -> None:
     """Log what came of a sweep and close its run."""
-    with connected(settings) as mlflow:
-        client = mlflow.MlflowClient()
+    with records.asked() as client:
         for name, value in metrics.items():
             client.log_metric(run_id, name, value)
         client.set_tag(run_id, "coop.winner", json.dumps(params))
@@ -96,7 +79,7 @@ def finish_sweep(
         client.set_terminated(run_id)
 
 
-def read_sweep(settings: Settings, *, flow_run: str, file: str) -> tuple[str, dict[str, Any]]:
+def read_sweep(records: Records, *, flow_run: str, file: str) -> tuple[str, dict[str, Any]]:
     """The finished sweep that a run of Prefect's did -> the id of its run, and what a JSON file of it holds.
 
     Raises
@@ -104,24 +87,24 @@ def read_sweep(settings: Settings, *, flow_run: str, file: str) -> tuple[str, di
     ServiceError
         When there is no such sweep, or it has no such file.
     """
-    with connected(settings) as mlflow:
-        client = mlflow.MlflowClient()
-        experiment = client.get_experiment_by_name(experiment_name(settings))
+    with records.asked() as client:
+        experiment = client.get_experiment_by_name(records.sweeps)
         wanted = f"tags.`prefect.flow_run_id` = '{flow_run}' and attributes.status = 'FINISHED'"
         found = client.search_runs([experiment.experiment_id], wanted, max_results=1) if experiment else []
         run_id = str(found[0].info.run_id) if found else ""
         if not found or file not in {artifact.path for artifact in client.list_artifacts(run_id)}:
-            raise ServiceError(f"MLflow at {settings.tracking_uri} has no record of the sweep that Prefect's run "
+            raise ServiceError(f"MLflow at {records.address} has no record of the sweep that Prefect's run "
                                f"{flow_run} did: give COOP_TRACKING_URI the workers' value, and the workers this "
                                "code")  # fmt: skip
+        import mlflow
+
         return run_id, mlflow.artifacts.load_dict(f"runs:/{run_id}/{file}")
 
 
-def finished_trials(settings: Settings, *, code: str) -> dict[str, FinishedTrial]:
+def finished_trials(records: Records, *, code: str) -> dict[str, FinishedTrial]:
     """Every trial that was finished by this code, in whichever sweep, by key."""
-    with connected(settings) as mlflow:
-        client = mlflow.MlflowClient()
-        experiment = client.get_experiment_by_name(experiment_name(settings))
+    with records.asked() as client:
+        experiment = client.get_experiment_by_name(records.sweeps)
         if experiment is None:
             return {}
         wanted = f"attributes.status = 'FINISHED' and tags.`{_CODE}` = '{code}'"
@@ -145,13 +128,12 @@ class TrialState:
     metrics: dict[str, float]
 
 
-def trial_states(settings: Settings, *, parent: str, but: Collection[str] = ()) -> list[TrialState]:
+def trial_states(records: Records, *, parent: str, but: Collection[str] = ()) -> list[TrialState]:
     """The trials of a sweep, each by the run of it that says most; runs in `but` belong to an earlier attempt.
 
     No clock is asked: trials may run on other machines than the one that asks.
     """
-    with connected(settings) as mlflow:
-        client = mlflow.MlflowClient()
+    with records.asked() as client:
         experiment = client.get_run(parent).info.experiment_id
         runs = [run for run in pages(client, experiment, f"tags.`mlflow.parentRunId` = '{parent}'")
                 if run.info.run_id not in but]  # fmt: skip
@@ -171,8 +153,8 @@ def _says(status: str) -> int:
 class TrialRun:
     """A trial's run while it is under way."""
 
-    def __init__(self, settings: Settings, run_id: str) -> None:
-        self.settings, self.run_id = settings, run_id
+    def __init__(self, records: Records, run_id: str) -> None:
+        self.records, self.run_id = records, run_id
         self.open = True
 
     def finish(self, metrics: dict[str, float], curve: Iterable[Epoch]) -> None:
@@ -186,8 +168,7 @@ class TrialRun:
                 value = getattr(epoch, name)
                 if value is not None:
                     points.append(Metric(f"epoch/{name}", value, now, epoch.epoch))
-        with connected(self.settings) as mlflow:
-            client = mlflow.MlflowClient()
+        with self.records.asked() as client:
             for start in range(0, len(points), 1000):  # MLflow's limit a call
                 client.log_batch(self.run_id, metrics=points[start : start + 1000])
             client.set_terminated(self.run_id)
@@ -196,26 +177,25 @@ class TrialRun:
     def fail(self, reason: str, *, status: str = "FAILED") -> None:
         if self.open:
             self.open = False
-            close_run(self.settings, self.run_id, status, reason=reason)
+            close_run(self.records, self.run_id, status, reason=reason)
 
 
 def start_trial(
-    settings: Settings, *, parent: str, key: str, code: str, name: str, params: dict[str, Any], tags: dict[str, str]
+    records: Records, *, parent: str, key: str, code: str, name: str, params: dict[str, Any], tags: dict[str, str]
 ) -> TrialRun:
-    with connected(settings) as mlflow:
-        client = mlflow.MlflowClient()
-        experiment = find_experiment(client, settings, experiment_name(settings))
+    with records.asked() as client:
+        experiment = records.find_experiment(client, records.sweeps)
         own = {_TRIAL: key, _CODE: code, "mlflow.parentRunId": parent, **signs_of_life()}
         run = client.create_run(experiment, run_name=name, tags={**tags, **own})
         _log_params(client, run.info.run_id, params)
-        return TrialRun(settings, str(run.info.run_id))
+        return TrialRun(records, str(run.info.run_id))
 
 
-def reconcile(settings: Settings, *, lost_after: float = LOST_SECONDS) -> list[str]:
+def reconcile(records: Records, *, lost_after: float = LOST_SECONDS) -> list[str]:
     """Close runs whose process is gone as KILLED -> their ids. Finished work of theirs is kept."""
-    with connected(settings) as mlflow:
-        client, lost = mlflow.MlflowClient(), []
-        for name in (settings.experiment, experiment_name(settings)):
+    with records.asked() as client:
+        lost: list[str] = []
+        for name in (records.experiment, records.sweeps):
             experiment = client.get_experiment_by_name(name)
             for run in pages(client, experiment.experiment_id, "attributes.status = 'RUNNING'") if experiment else []:
                 known = client.get_run(run.info.run_id)  # as it is now: it may have ended meanwhile
@@ -236,8 +216,9 @@ def _log_params(client: Any, run_id: str, params: dict[str, Any]) -> None:
     client.log_batch(run_id, params=[Param(name, str(value)) for name, value in params.items()])
 
 
-def sweep_links(settings: Settings, run_id: str, trials: Sequence[str]) -> tuple[str, str]:
+def sweep_links(records: Records, run_id: str, trials: Sequence[str]) -> tuple[str, str]:
     """The page of a sweep's run, and the one that compares its trials (at most 100 fit into an address)."""
-    with connected(settings) as mlflow:
-        experiment = mlflow.MlflowClient().get_experiment_by_name(experiment_name(settings)).experiment_id
-    return page(settings, run_route(experiment, run_id)), compare_page(settings, trials[:100], [experiment])
+    with records.asked() as client:
+        experiment = client.get_experiment_by_name(records.sweeps).experiment_id
+    compare = compare_page(records.settings, trials[:100], [experiment])
+    return page(records.settings, run_route(experiment, run_id)), compare

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from coop_core.errors import ArtifactError, CoopError
 from pipelines.records.names import find_model_name
 from pipelines.records.registry import CHAMPION, RegisteredVersion, fetch_prompt, find_version
+from pipelines.records.server import Records
 from pipelines.serving.metrics import Metrics
 from pipelines.settings import Settings, choose_device
 
@@ -111,7 +112,8 @@ class Champion:
 def registered_champion(settings: Settings) -> RegisteredVersion | None:
     """The version that the alias names; None before there is a model, or an alias."""
     name = find_model_name(settings)
-    return None if name is None else find_version(CHAMPION, settings.model_copy(update={"registered_model": name}))
+    named = Records(settings.model_copy(update={"registered_model": name}))
+    return None if name is None else find_version(CHAMPION, named)
 
 
 def load_version(wanted: RegisteredVersion, before: Version | None, settings: Settings) -> Version:
@@ -126,7 +128,7 @@ def load_version(wanted: RegisteredVersion, before: Version | None, settings: Se
 
     name = find_model_name(settings)
     with tempfile.TemporaryDirectory() as folder:
-        artifact = read_artifact(fetch_prompt(f"{name}/{wanted.number}", settings, Path(folder)))
+        artifact = read_artifact(fetch_prompt(f"{name}/{wanted.number}", Records(settings), Path(folder)))
     predictor = Predictor(artifact, _backbone(artifact, before, device=choose_device(settings)))
     predictor.predict([np.full((64, 64, 3), 128, dtype=np.uint8)])
     return Version(wanted.number, wanted.run_id, predictor)

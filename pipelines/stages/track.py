@@ -19,7 +19,7 @@ from coop_core.judging.transfer import collect
 from coop_core.params import Params, flat, load_params
 from pipelines import console, paths
 from pipelines.records.runs import DatasetInput, RunRecord, run_link, track
-from pipelines.settings import load_settings
+from pipelines.records.server import open_records
 from pipelines.stages.report import read_table, read_targets
 from pipelines.summary import headline_table, run_note, training_seconds, transfer_table, version_note, version_tags
 
@@ -27,22 +27,22 @@ _FIGURES = ("accuracy", "macro_f1", "calibration_error")
 
 
 def main() -> None:
-    settings = load_settings()
+    records = open_records()
     evaluation = read_json(paths.EVALUATION / "evaluation.json")
     if not (paths.REPORT / "report.html").exists():
         raise ArtifactError(f"{paths.REPORT / 'report.html'} is missing: run the stage that writes it with `dvc repro`")
     with tempfile.TemporaryDirectory() as folder:
         prompt = with_metrics(paths.PROMPT, Path(folder) / "prompt", evaluation)
-        tracked = track(make_record(evaluation, prompt, flow_run=settings.flow_run), settings)
-    write_json(paths.TRACKED, {**asdict(tracked), "tracking_uri": settings.tracking_uri})
+        tracked = track(make_record(evaluation, prompt, flow_run=records.settings.flow_run), records)
+    write_json(paths.TRACKED, {**asdict(tracked), "tracking_uri": records.address})
     console.console.print(headline_table(evaluation))
     if targets := read_targets(load_params(paths.PARAMS)):
         console.console.print(transfer_table(evaluation, targets))
     console.console.print(
         f"registered  {tracked.model_name} version {tracked.model_version}, alias candidate\n"
         f"report      {paths.REPORT / 'report.html'}\n"
-        f"MLflow      {run_link(tracked, settings)}"
-        + ("" if settings.tracking_uri.startswith("http") else "  (after `make ui` or `make up`)")
+        f"MLflow      {run_link(tracked, records)}"
+        + ("" if records.address.startswith("http") else "  (after `make ui` or `make up`)")
         + f"\npredict     {own_command()} predict {paths.SAMPLES} --top 3",
         highlight=False,
         soft_wrap=True,

@@ -27,8 +27,8 @@ from coop_core.sweeps.sweep import (
     winning_values,
 )
 from pipelines import paths
+from pipelines.records.server import Records
 from pipelines.records.trials import read_sweep
-from pipelines.settings import Settings
 
 RECORD = "results.json"
 _METRICS = ("val_accuracy", "val_loss", "accuracy", "zero_shot_accuracy")
@@ -106,7 +106,7 @@ def write_record(outcome: Outcome) -> Path:
     return path
 
 
-def read_outcome(params: Params, settings: Settings, *, flow_run: str) -> Outcome:
+def read_outcome(params: Params, records: Records, *, flow_run: str) -> Outcome:
     """What came of the sweep in `params` that Prefect's run did, as its run in MLflow has it; that run is only read.
 
     Raises
@@ -114,7 +114,7 @@ def read_outcome(params: Params, settings: Settings, *, flow_run: str) -> Outcom
     ServiceError
         When MLflow does not answer, or has no such record.
     """
-    run_id, record = read_sweep(settings, flow_run=flow_run, file=RECORD)
+    run_id, record = read_sweep(records, flow_run=flow_run, file=RECORD)
     choices = {digest_json(entry["choice"]): entry["choice"] for entry in record["results"]}
     known = {digest_json([one.task, one.choice, one.params.seed]): one for one in trials(params, choices.values())}
     results = {

@@ -16,7 +16,7 @@ from coop_core.params import DatasetParams, Params, flat
 from coop_core.sweeps.sweep import Trial, choice_key, next_choices, require_sweep, scores, trials
 from pipelines import paths
 from pipelines.locks import alone
-from pipelines.records.server import heartbeat
+from pipelines.records.server import Records, heartbeat
 from pipelines.records.trials import (
     close_run,
     finish_sweep,
@@ -51,7 +51,7 @@ def check(params: Params) -> None:
 
 def sweep(
     params: Params,
-    settings: Settings,
+    records: Records,
     execute: Execute,
     *,
     tags: dict[str, str] | None = None,
@@ -68,56 +68,56 @@ def sweep(
     """
     check(params)
     tree = {**params.of_run(), "sweep": require_sweep(params).model_dump()}
-    lock = settings.cache_folder / paths.SWEEP_LOCKS / sweep_key(tree, core_digest())
+    lock = records.settings.cache_folder / paths.SWEEP_LOCKS / sweep_key(tree, core_digest())
     with alone(lock, otherwise="this very sweep is under way here already: wait for it, or stop it"):
-        return _sweep(params, settings, execute, tree=tree, tags=tags or {}, show=show)
+        return _sweep(params, records, execute, tree=tree, tags=tags or {}, show=show)
 
 
 def _sweep(
-    params: Params, settings: Settings, execute: Execute, *, tree: dict[str, Any], tags: dict[str, str],
+    params: Params, records: Records, execute: Execute, *, tree: dict[str, Any], tags: dict[str, str],
     show: Callable[[Standing], object],
 ) -> Outcome:  # fmt: skip
     plan, code = require_sweep(params), core_digest()
-    for lost in reconcile(settings):
+    for lost in reconcile(records):
         log.info("closed run %s, whose process was gone", lost)
     run_id = open_sweep(
-        settings, name=plan.name, key=sweep_key(tree, code), params=flat(tree),
+        records, name=plan.name, key=sweep_key(tree, code), params=flat(tree),
         tags={"code_revision": code_revision(), **tags},
     )  # fmt: skip
     try:
-        with heartbeat(settings, [run_id]):
-            standing = _run_trials(params, settings, execute, run_id=run_id, code=code, show=show)
+        with heartbeat(records, [run_id]):
+            standing = _run_trials(params, records, execute, run_id=run_id, code=code, show=show)
             outcome = conclude(params, run_id=run_id, standing=standing)
-            _finish(outcome, settings)
+            _finish(outcome, records)
             return outcome
     except Exception as error:
-        _close(settings, run_id, "FAILED", f"{type(error).__name__}: {error}")
+        _close(records, run_id, "FAILED", f"{type(error).__name__}: {error}")
         raise
     except BaseException:  # Ctrl-C, or one of Prefect's signals
-        _close(settings, run_id, "KILLED", "stopped")
+        _close(records, run_id, "KILLED", "stopped")
         raise
 
 
-def _finish(outcome: Outcome, settings: Settings) -> None:
+def _finish(outcome: Outcome, records: Records) -> None:
     """Log what came of the sweep and close its run."""
     metrics = {name: outcome.winner.mean(name) for name in ("val_accuracy", "accuracy", "zero_shot_accuracy")}
     files = [*outcome.files, write_record(outcome)]
-    finish_sweep(settings, outcome.run_id, metrics=metrics, params=outcome.values, files=files)
+    finish_sweep(records, outcome.run_id, metrics=metrics, params=outcome.values, files=files)
 
 
-def _close(settings: Settings, run_id: str, status: str, reason: str) -> None:
+def _close(records: Records, run_id: str, status: str, reason: str) -> None:
     """Close the sweep's run; where MLflow does not answer, the reconciler will, and the first fault is what is told."""
     try:
-        close_run(settings, run_id, status, reason=reason)
+        close_run(records, run_id, status, reason=reason)
     except ServiceError as error:
         log.warning("the sweep's run stays open for now: %s", error)
 
 
 def _run_trials(
-    params: Params, settings: Settings, execute: Execute, *, run_id: str, code: str, show: Callable[[Standing], object]
+    params: Params, records: Records, execute: Execute, *, run_id: str, code: str, show: Callable[[Standing], object]
 ) -> Standing:
     digests: dict[str, str] = {}
-    standing = Standing()
+    standing, settings = Standing(), records.settings
     judged: dict[str, float] = {}
     tags = {"coop.sweep_name": require_sweep(params).name}
     while choices := next_choices(params, judged):
@@ -128,7 +128,7 @@ def _run_trials(
                             tests=tests)  # fmt: skip
             by_key[key] = trial
         standing.planned += len(by_key)
-        for key, found in finished_trials(settings, code=code).items():
+        for key, found in finished_trials(records, code=code).items():
             if key in by_key and key not in standing.results:
                 standing.results[key] = result_of(by_key[key], found.metrics, found.run_id)
                 standing.found += 1

@@ -18,7 +18,7 @@ from coop_core.errors import CoopError, ServiceError
 from coop_core.files import digest_path
 from coop_core.params import flat, parse_params
 from pipelines import console, paths
-from pipelines.records.server import heartbeat
+from pipelines.records.server import Records, heartbeat
 from pipelines.records.trials import TrialRun, start_trial
 from pipelines.revision import core_digest
 from pipelines.settings import Settings, choose_device, load_settings
@@ -56,10 +56,11 @@ def main() -> None:
     from coop_core.sweeps.trials import TrialRunner
 
     settings, here = load_settings(), Here()
+    records = Records(settings)
     store_folder, sharing = settings.cache_folder / paths.FEATURE_STORE, int(sys.argv[1]) if len(sys.argv) > 1 else 1
     runner = TrialRunner(store_folder=store_folder, device=choose_device(settings), sharing=sharing)
     for line in sys.stdin:
-        serve([Order(**order) for order in json.loads(line)], runner, settings, answers, here=here)
+        serve([Order(**order) for order in json.loads(line)], runner, records, answers, here=here)
 
 
 class Here:
@@ -81,15 +82,16 @@ class Here:
         return ""
 
 
-def serve(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[str], *, here: Here) -> None:
+def serve(orders: Sequence[Order], runner: Any, records: Records, answers: IO[str], *, here: Here) -> None:
     """Train a group side by side: one run each in MLflow, one answer each."""
     runs: list[TrialRun] = []
     try:
         for order in orders:
-            runs.append(_open(order, settings))
+            runs.append(_open(order, records))
             _say(answers, {"event": "started", "key": order.key, "run_id": runs[-1].run_id})
-        with heartbeat(settings, [run.run_id for run in runs]):
-            for order, run, found in zip(orders, runs, _train(orders, runner, settings, answers, here), strict=True):
+        with heartbeat(records, [run.run_id for run in runs]):
+            answered = _train(orders, runner, records.settings, answers, here)
+            for order, run, found in zip(orders, runs, answered, strict=True):
                 if isinstance(found, CoopError):
                     run.fail(str(found))
                     _say(answers, {"event": "failed", "key": order.key, "reason": str(found)})
@@ -105,9 +107,9 @@ def serve(orders: Sequence[Order], runner: Any, settings: Settings, answers: IO[
         raise
 
 
-def _open(order: Order, settings: Settings) -> TrialRun:
+def _open(order: Order, records: Records) -> TrialRun:
     return start_trial(
-        settings, parent=order.parent, key=order.key, code=order.code, name=order.name,
+        records, parent=order.parent, key=order.key, code=order.code, name=order.name,
         params=flat(order.params), tags=order.tags,
     )  # fmt: skip
 

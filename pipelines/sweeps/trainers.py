@@ -16,6 +16,7 @@ from coop_core.errors import ServiceError
 from pipelines.console import FAULT
 from pipelines.environment import trainer_environment
 from pipelines.processes import Group, end_all
+from pipelines.records.server import Records
 from pipelines.records.trials import close_lost
 from pipelines.services.local import find_devices
 from pipelines.settings import Settings
@@ -43,9 +44,9 @@ class LocalTrainers:
     """Runs groups on several trainers at once. Whatever ends the call ends the trainers."""
 
     def __init__(
-        self, settings: Settings, slots: Sequence[Slot], *, log_folder: Path, command: Sequence[str] = TRAINER
+        self, records: Records, slots: Sequence[Slot], *, log_folder: Path, command: Sequence[str] = TRAINER
     ) -> None:
-        self.settings, self.slots, self.log_folder, self.command = settings, slots, log_folder, command
+        self.records, self.slots, self.log_folder, self.command = records, slots, log_folder, command
         self._attempts: Counter[str] = Counter()
         self._running: dict[int, Group] = {}
         self._stopping = False
@@ -152,7 +153,7 @@ class LocalTrainers:
             self._attempts[order.key] += 1
             again = self._attempts[order.key] < ATTEMPTS
             if order.key in run_ids:
-                close_lost(self.settings, run_ids[order.key], "KILLED" if again else "FAILED", reason=reason)
+                close_lost(self.records, run_ids[order.key], "KILLED" if again else "FAILED", reason=reason)
             if again:
                 todo.put([order])
             else:

@@ -9,8 +9,8 @@ from rich.table import Table
 from coop_core.judging.transfer import harmonic_mean
 from coop_core.sweeps.sweep import Row, columns, short
 from pipelines import console
+from pipelines.records.server import Records
 from pipelines.records.trials import sweep_links
-from pipelines.settings import Settings
 from pipelines.sweeps.outcome import Outcome, Standing
 
 _NOTE = "Percent, mean and sample standard deviation over seeds. Chosen by validation alone."
@@ -29,7 +29,7 @@ def details(standing: Standing) -> str:
     return ", ".join(parts)
 
 
-def print_outcome(outcome: Outcome, settings: Settings) -> None:
+def print_outcome(outcome: Outcome, records: Records) -> None:
     head, lines = _cells(outcome)
     numbers = head.index("seeds")
     table = Table(title=f"sweep {outcome.name}", caption=_NOTE, box=box.SIMPLE_HEAD, pad_edge=False)
@@ -41,7 +41,7 @@ def print_outcome(outcome: Outcome, settings: Settings) -> None:
     standing, best = outcome.standing, outcome.winner
     patch = outcome.folder / "winner.patch"
     runs = [result.run_id for row in outcome.rows for result in row.results]
-    run_page, compare_page = sweep_links(settings, outcome.run_id, runs)
+    run_page, compare_page = sweep_links(records, outcome.run_id, runs)
     lines_below = [
         f"{len(standing.results)} trials" + (f", {standing.found} of them on record before" if standing.found else "")
         + f", {len(standing.failures)} failed",
@@ -53,7 +53,7 @@ def print_outcome(outcome: Outcome, settings: Settings) -> None:
         f"files       {', '.join(str(path) for path in outcome.files)}",
         f"MLflow      {run_page}",
         f"compare     {compare_page}",
-        *([] if settings.tracking_uri.startswith("http") else ["            (after `make ui` or `make up`)"]),
+        *([] if records.address.startswith("http") else ["            (after `make ui` or `make up`)"]),
     ]  # fmt: skip
     for line_below in lines_below:
         console.console.print(line_below, highlight=False, soft_wrap=True, markup=False)
