@@ -6,4 +6,5 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
     echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
     rm /tmp/password
 fi
-exec postgres -c listen_addresses='*' -c unix_socket_directories=/var/run/postgresql
+# Podman 4.3 leaves a tmpfs below /run to root.
+exec postgres -c listen_addresses='*' -c unix_socket_directories=/tmp
