@@ -1,20 +1,23 @@
 """infra/: what compose, Kubernetes and the image's builder would take, asked of their own parsers and schemas."""
 
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import boto3
 import kubernetes_validate
 import pytest
+from moto.server import ThreadedMotoServer
 from ruamel.yaml import YAML
+from running_services import free_port
 
 from pipelines.flows.pools import POOLS
 from pipelines.settings import Settings
@@ -44,10 +47,13 @@ def filled(folder: Path, **instead: str | None) -> Path:
     return file
 
 
-def compose(env: Path, *words: str, file: Path = INFRA / "compose.yaml") -> subprocess.CompletedProcess[str]:
+def compose(
+    env: Path, *words: str, file: Path = INFRA / "compose.yaml", more: Sequence[Path] = ()
+) -> subprocess.CompletedProcess[str]:
     """Docker's own compose, which comes as a package; the package's wrapper would always exit 0."""
-    binary = Path(find_spec("compose").origin).parent / "docker-compose"
-    command = [binary, "--env-file", env, "-f", file, "--profile", "gpu", "--profile", "no-gpu", "config", *words]
+    binary = Path(importlib.util.find_spec("compose").origin).parent / "docker-compose"
+    files = [word for path in (file, *more) for word in ("-f", path)]
+    command = [binary, "--env-file", env, *files, "--profile", "gpu", "--profile", "no-gpu", "config", *words]
     clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return subprocess.run(command, capture_output=True, text=True, env=clean)
 
@@ -139,13 +145,7 @@ def test_every_setting_that_infra_names_exists(services):
 
 
 def test_a_second_gpu_is_a_second_worker(tmp_path):
-    both = tmp_path / "both.yaml"
-    both.write_text(f"include: []\nname: coop\nservices: {{}}\n")
-    read = subprocess.run(
-        [Path(find_spec("compose").origin).parent / "docker-compose", "--env-file", filled(tmp_path), "-f",
-         INFRA / "compose.yaml", "-f", INFRA / "example.override.yaml", "--profile", "gpu", "config", "--format",
-         "json"], capture_output=True, text=True,
-    )  # fmt: skip
+    read = compose(filled(tmp_path), "--format", "json", more=[INFRA / "example.override.yaml"])
     found = json.loads(read.stdout)["services"]
     devices = [found[name]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
                for name in ("gpu-worker", "gpu-worker-1")]  # fmt: skip
@@ -276,3 +276,68 @@ def test_values_turn_on_what_the_charts_leave_off():
     assert cpu["worker"]["image"]["prefectTag"] == mlflow["image"]["tag"] == VERSION
     assert mlflow["server"]["value_options"]["app_name"] == "basic-auth"
     assert {gpu["worker"]["config"]["workPool"], cpu["worker"]["config"]["workPool"]} == set(POOLS)
+
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, INFRA / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("secret", ["", "short", "with:a-colon-and-more"])
+def test_secrets_that_would_break_an_address_are_refused_before_anything_is_made(monkeypatch, capsys, secret):
+    prepare = script("prepare")
+    for name in prepare.SECRETS:
+        monkeypatch.setenv(name, SECRET)
+    monkeypatch.setenv("MLFLOW_DATABASE_PASSWORD", secret)
+    monkeypatch.setenv("PREFECT_PASSWORD", secret)
+    with pytest.raises(SystemExit, match="^2$"):
+        prepare.main()
+    said = capsys.readouterr().err
+    assert said.startswith("error: MLFLOW_DATABASE_PASSWORD, PREFECT_PASSWORD: a secret has 16 characters or more")
+    assert said.count("\n") == 1
+
+
+def test_every_secret_of_the_compose_file_is_looked_at(services):
+    given = services["prepare"]["environment"]
+    assert {name for name, value in given.items() if value == SECRET} == set(script("prepare").SECRETS)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    for name, value in {"AWS_ENDPOINT_URL_S3": address, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "key",
+                        "AWS_DEFAULT_REGION": "us-east-1"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    yield address
+    server.stop()
+
+
+def test_buckets_are_made_once(s3):
+    prepare = script("prepare")
+    for _ in range(2):
+        prepare.make_buckets()
+        assert {bucket["Name"] for bucket in boto3.client("s3").list_buckets()["Buckets"]} == {"mlflow", "dvc"}
+
+
+def test_an_s3_server_that_is_away_is_a_sentence(s3, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(SystemExit, match="^2$"):
+        script("prepare").make_buckets()
+    assert capsys.readouterr().err.startswith("error: S3 at http://127.0.0.1:")
+
+
+def test_a_folder_that_is_no_checkout_is_refused_before_anything_is_deployed(tmp_path):
+    ended = subprocess.run(["sh", INFRA / "deploy.sh"], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: PROJECT_FOLDER is no checkout: ")
+
+
+def test_health_is_what_a_server_says(s3):
+    for address, status in ((s3, 0), (f"{s3}/no-such-bucket", 1), (f"http://127.0.0.1:{free_port()}", 1)):
+        ended = subprocess.run([sys.executable, INFRA / "healthy.py", address], capture_output=True, text=True)
+        assert (ended.returncode, "Traceback" in ended.stderr) == (status, False), address
