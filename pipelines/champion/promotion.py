@@ -23,6 +23,7 @@ from pipelines.records.registry import (
     record_decision,
     set_champion,
 )
+from pipelines.services.announcing import CHAMPION_CHANGED, announce
 from pipelines.settings import Settings
 
 _OWN_COLUMNS = ("path", "label", "predicted", "confidence")
@@ -184,6 +185,10 @@ def _move(
         "decision": decision,
     }
     set_champion(version, event, settings, claim)
+    name = model_name(settings)
+    instead = f" instead of {champion.number}" if champion else ""
+    announce(CHAMPION_CHANGED, settings, model=name, text=f"{name}: version {version.number} answers{instead} "
+             f"({action}, by {by})", version=version.number, previous=event["previous"], action=action)  # fmt: skip
 
 
 def _user() -> str:

@@ -15,7 +15,9 @@ from pipelines.champion.promotion import promote as promote_now
 from pipelines.champion.retraining import judged, judgement
 from pipelines.console import prepare
 from pipelines.flows.lifeline import end_with_worker
+from pipelines.records.names import model_name
 from pipelines.records.registry import CHAMPION, find_version, mark_judged
+from pipelines.services.announcing import GATE_REFUSED, announce
 from pipelines.settings import Settings, load_settings
 
 _NAME_LENGTH = 100
@@ -54,10 +56,13 @@ def decide_and_promote(settings: Settings, version: str | None) -> tuple[Decisio
         champion = find_version(CHAMPION, settings)
         if version is not None and (champion is None or champion.number != version):
             mark_judged(version, "not comparable", settings)
+        _tell(decision, settings, version)
         return decision, "nothing was promoted"
     for check in decision.checks:
         logger.log(logging.INFO if check.passed else logging.WARNING, "%s: %s", check.name, check.sentence)
     if not decision.promote:
+        failed = "; ".join(check.sentence for check in decision.checks if not check.passed)
+        _tell(f"the gate refused it: {failed}", settings, decision.candidate)
         return decision, f"version {decision.candidate} was refused by the gate"
     by = "gate"
     if gate.approval_minutes:
@@ -71,6 +76,12 @@ def decide_and_promote(settings: Settings, version: str | None) -> tuple[Decisio
     decision = promote_now(settings, gate.policy(), version=decision.candidate, by=by)
     word = "is champion" if decision.promote else "was refused by the gate, which had passed it before"
     return decision, f"version {decision.candidate} {word}"
+
+
+def _tell(why: str, settings: Settings, version: str | None) -> None:
+    name = model_name(settings)
+    text = f"{name}: {f'version {version}' if version else 'the candidate'} was not promoted: {why}"
+    announce(GATE_REFUSED, settings, model=name, text=text, version=version)
 
 
 def _ask(decision: Decision, minutes: int) -> Approval | None:
