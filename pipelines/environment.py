@@ -200,6 +200,14 @@ def variable_names() -> list[str]:
     return list(os.environ)
 
 
+def server_variables() -> dict[str, str]:
+    """What a team's servers are started with, where it is set here: whose database it is -> its address, and more."""
+    names = {"mlflow": ("MLFLOW_BACKEND_STORE_URI",), "users": ("MLFLOW_AUTH_CONFIG_PATH",),
+             "artifacts": ("MLFLOW_ARTIFACTS_DESTINATION",),
+             "prefect": ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")}  # fmt: skip
+    return {key: os.environ[name] for key, named in names.items() for name in reversed(named) if os.environ.get(name)}
+
+
 def visible_devices() -> list[str] | None:
     """The CUDA devices that a person leaves visible; None when they set no limit."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     """What callers of `coop serve` send as `Authorization: Bearer TOKEN`; null asks for none, on loopback."""
     services_folder: Path = Path(".services")
     """State and logs of `make up`."""
+    notify_url: SecretStr | None = None
+    """Where Prefect's server sends what happened: a champion, a refusal, a failed retraining; null sends nothing."""
     retrain_cron: str = "0 3 * * *"
     """When the services of `make up` retrain."""
 

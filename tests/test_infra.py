@@ -292,7 +292,7 @@ def test_secrets_that_would_break_an_address_are_refused_before_anything_is_made
         monkeypatch.setenv(name, SECRET)
     monkeypatch.setenv("MLFLOW_DATABASE_PASSWORD", secret)
     monkeypatch.setenv("PREFECT_PASSWORD", secret)
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         prepare.main()
     said = capsys.readouterr().err
     assert said.startswith("error: MLFLOW_DATABASE_PASSWORD, PREFECT_PASSWORD: a secret has 16 characters or more")
@@ -326,7 +326,7 @@ def test_buckets_are_made_once(s3):
 def test_an_s3_server_that_is_away_is_a_sentence(s3, monkeypatch, capsys):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         script("prepare").make_buckets()
     assert capsys.readouterr().err.startswith("error: S3 at http://127.0.0.1:")
 

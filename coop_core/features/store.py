@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 Key = tuple[str, str]
 """Image digest, and the view with what decides it: "0", or "seed:view"."""
+LOCK = "lock"
+"""File of a store: whoever writes holds it, and its date says when the store was last opened."""
 _HEAD = b"coop features of width "
 _ONE_WRITE = 1 << 20
 """Bytes, more than the index lines of any batch."""
@@ -37,7 +39,8 @@ class _DamagedError(Exception):
 class FeatureStore:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._rows, self._index, self._lock = folder / "features.f32", folder / "index.txt", folder / "lock"
+        self._rows, self._index, self._lock = folder / "features.f32", folder / "index.txt", folder / LOCK
+        self._lock.touch()
         self._known: dict[Key, tuple[int, int]] = {}
         """Row number and checksum."""
         self._width: int | None = None

@@ -23,6 +23,7 @@ from pipelines.records.registry import (
     set_champion,
 )
 from pipelines.records.server import Records
+from pipelines.services.announcing import CHAMPION_CHANGED, announce
 
 _OWN_COLUMNS = ("path", "label", "predicted", "confidence")
 """Of predictions.csv; each of the others holds what a baseline answered."""
@@ -183,6 +184,10 @@ def _move(
         "decision": decision,
     }
     set_champion(version, event, records, claim)
+    name = records.model
+    instead = f" instead of {champion.number}" if champion else ""
+    announce(CHAMPION_CHANGED, records.settings, model=name, text=f"{name}: version {version.number} answers{instead} "
+             f"({action}, by {by})", version=version.number, previous=event["previous"], action=action)  # fmt: skip
 
 
 def _user() -> str:

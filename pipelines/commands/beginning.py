@@ -6,7 +6,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-_ASK_MLFLOW = {"compare", "promote", "rollback", "history", "reconcile"}
+_ASK_MLFLOW = {"compare", "promote", "rollback", "history", "reconcile", "gc"}
 _WAITED_FOR = _ASK_MLFLOW | {"predict", "card", "serve"}
 """Commands that a person waits for: they do not ask a silent server for minutes."""
 _ANSWER = {"predict", "serve"}
@@ -53,7 +53,7 @@ def _require_place(command: str) -> None:
     from pipelines.settings import load_settings
 
     if (
-        command in {"sweep", "promote", "up", "describe", "recipe", "reproduce"}
+        command in {"sweep", "promote", "up", "describe", "recipe", "reproduce", "gc", "backup", "restore"}
         or (command in {"down", "status"} and not load_settings().services_folder.is_absolute())
         or (command == "ui" and not load_settings().tracking_uri.startswith("http"))
     ):

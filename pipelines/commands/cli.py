@@ -8,6 +8,7 @@ import typer
 
 from pipelines.commands.beginning import Commands, Several, reachable
 from pipelines.commands.choose import choose
+from pipelines.commands.keeping import backup, gc, reconcile, restore
 from pipelines.commands.reproduce import reproduce
 from pipelines.commands.serve import serve
 
@@ -215,16 +216,8 @@ def recipe(
         typer.echo(f"  - {difference}", err=True)
 
 
-@app.command()
-def reconcile() -> None:
-    """Close MLflow runs whose process is gone, and mend what a kill left of DVC's."""
-    from pipelines.records.server import open_records
-    from pipelines.records.trials import reconcile as close_lost
-    from pipelines.services.workspace import mend_workspace
-
-    mend_workspace()
-    lost = close_lost(open_records())
-    typer.echo("\n".join(f"closed  run {run_id}" for run_id in lost) or "no run has lost its process")
+for command in (reconcile, gc, backup, restore):
+    app.command()(command)
 
 
 @app.command()

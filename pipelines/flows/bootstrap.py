@@ -11,6 +11,7 @@ def main() -> None:
     try:
         from pipelines import console
         from pipelines.flows.pools import bootstrap
+        from pipelines.settings import load_settings
     except ImportError as error:
         sys.stderr.write(f"error: {error}: this Python ({sys.executable}) lacks what the project installs: "
                          "put .venv/bin first on PATH, or run `make demo`\n")  # fmt: skip
@@ -18,7 +19,12 @@ def main() -> None:
     address, *flags = sys.argv[1:] or [""]
     if not address.startswith("http") or flags not in ([], ["--without-workers"]):
         console.fail("name the server: python -m pipelines.flows.bootstrap http://HOST:4200/api")
-    console.run(lambda: bootstrap(address, without_workers=bool(flags)))
+
+    def run() -> None:
+        given = load_settings().notify_url
+        bootstrap(address, notify_url=given.get_secret_value() if given else None, without_workers=bool(flags))
+
+    console.run(run)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
 from coop_core.errors import ServiceError
+from pipelines.flows.notices import arrange
 from pipelines.settings import refusal
 
 POOLS = {
@@ -34,10 +35,11 @@ SILENCE = timedelta(seconds=90)
 """Three heartbeats of the workers that `make up` starts."""
 
 
-def bootstrap(api_url: str, *, without_workers: bool = False) -> None:
+def bootstrap(api_url: str, *, notify_url: str | None = None, without_workers: bool = False) -> None:
     """Create what is missing on a server and set what is there as it should be.
 
-    `without_workers` says that no worker of our pools is alive, so that what seems to run there is lost.
+    `notify_url` is where its automations send what happened; None takes them away. `without_workers` says that no
+    worker of our pools is alive, so that what seems to run there is lost.
 
     Raises
     ------
@@ -49,6 +51,7 @@ def bootstrap(api_url: str, *, without_workers: bool = False) -> None:
             for name, description in POOLS.items():
                 _ensure_pool(client, name, description)
             _ensure_automation(client)
+            arrange(client, notify_url)
             if without_workers:
                 _crash_lost_runs(client)
     except (httpx.HTTPError, PrefectHTTPStatusError) as error:

@@ -17,6 +17,7 @@ from pipelines.console import prepare
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.records.registry import CHAMPION, find_version, mark_judged
 from pipelines.records.server import Records, open_records
+from pipelines.services.announcing import GATE_REFUSED, announce
 
 _NAME_LENGTH = 100
 
@@ -54,10 +55,13 @@ def decide_and_promote(records: Records, version: str | None) -> tuple[Decision 
         champion = find_version(CHAMPION, records)
         if version is not None and (champion is None or champion.number != version):
             mark_judged(version, "not comparable", records)
+        _tell(decision, records, version)
         return decision, "nothing was promoted"
     for check in decision.checks:
         logger.log(logging.INFO if check.passed else logging.WARNING, "%s: %s", check.name, check.sentence)
     if not decision.promote:
+        failed = "; ".join(check.sentence for check in decision.checks if not check.passed)
+        _tell(f"the gate refused it: {failed}", records, decision.candidate)
         return decision, f"version {decision.candidate} was refused by the gate"
     by = "gate"
     if gate.approval_minutes:
@@ -71,6 +75,12 @@ def decide_and_promote(records: Records, version: str | None) -> tuple[Decision 
     decision = promote_now(records, gate.policy(), version=decision.candidate, by=by)
     word = "is champion" if decision.promote else "was refused by the gate, which had passed it before"
     return decision, f"version {decision.candidate} {word}"
+
+
+def _tell(why: str, records: Records, version: str | None) -> None:
+    name = records.model
+    text = f"{name}: {f'version {version}' if version else 'the candidate'} was not promoted: {why}"
+    announce(GATE_REFUSED, records.settings, model=name, text=text, version=version)
 
 
 def _ask(decision: Decision, minutes: int) -> Approval | None:

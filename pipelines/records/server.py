@@ -193,11 +193,13 @@ def heartbeat(records: Records, run_ids: Iterable[str]) -> Iterator[None]:
         stopped.set()
 
 
-def pages(client: Any, experiment: str, wanted: str) -> Iterator[Any]:
-    """Every run that is wanted, however many there are."""
-    token = None
+def pages(client: Any, experiment: str, wanted: str, *, deleted: bool = False) -> Iterator[Any]:
+    """Every run that is wanted, however many there are; those in MLflow's bin only with `deleted`, and then alone."""
+    from mlflow.entities import ViewType
+
+    view, token = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY, None
     while True:
-        found = client.search_runs([experiment], wanted, max_results=1000, page_token=token)
+        found = client.search_runs([experiment], wanted, view, max_results=1000, page_token=token)
         yield from found
         token = found.token
         if not token:

@@ -19,7 +19,9 @@ from pipelines.records.server import Records, compare_page, is_lost, pages, sign
 
 LOST_SECONDS = 300
 """A run without a heartbeat for so long has lost its process, on whatever machine."""
-_TRIAL, _SWEEP, _CODE, _REASON = "coop.trial", "coop.sweep", "coop.code", "coop.reason"
+TRIAL = "coop.trial"
+"""Tag of a trial's run: its key."""
+_SWEEP, _CODE, _REASON = "coop.sweep", "coop.code", "coop.reason"
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,9 @@ def finished_trials(records: Records, *, code: str) -> dict[str, FinishedTrial]:
         wanted = f"attributes.status = 'FINISHED' and tags.`{_CODE}` = '{code}'"
         runs = pages(client, experiment.experiment_id, wanted)
         return {
-            run.data.tags[_TRIAL]: FinishedTrial(run.data.tags[_TRIAL], run.info.run_id, dict(run.data.metrics))
+            run.data.tags[TRIAL]: FinishedTrial(run.data.tags[TRIAL], run.info.run_id, dict(run.data.metrics))
             for run in runs
-            if _TRIAL in run.data.tags
+            if TRIAL in run.data.tags
         }
 
 
@@ -137,7 +139,7 @@ def trial_states(records: Records, *, parent: str, but: Collection[str] = ()) ->
         experiment = client.get_run(parent).info.experiment_id
         runs = [run for run in pages(client, experiment, f"tags.`mlflow.parentRunId` = '{parent}'")
                 if run.info.run_id not in but]  # fmt: skip
-        says_most = {run.data.tags.get(_TRIAL, ""): run for run in sorted(runs, key=lambda run: _says(run.info.status))}
+        says_most = {run.data.tags.get(TRIAL, ""): run for run in sorted(runs, key=lambda run: _says(run.info.status))}
         return [
             TrialState(key, run.info.run_id, run.info.status, run.data.tags.get(_REASON, ""),
                        dict(run.data.metrics))
@@ -185,7 +187,7 @@ def start_trial(
 ) -> TrialRun:
     with records.asked() as client:
         experiment = records.find_experiment(client, records.sweeps)
-        own = {_TRIAL: key, _CODE: code, "mlflow.parentRunId": parent, **signs_of_life()}
+        own = {TRIAL: key, _CODE: code, "mlflow.parentRunId": parent, **signs_of_life()}
         run = client.create_run(experiment, run_name=name, tags={**tags, **own})
         _log_params(client, run.info.run_id, params)
         return TrialRun(records, str(run.info.run_id))
