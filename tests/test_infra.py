@@ -354,3 +354,22 @@ def test_another_port_is_a_name_that_the_servers_answer_under(tmp_path):
     assert mlflow["MLFLOW_ORIGINS"] == "http://127.0.0.1:15000,http://localhost:15000"
     assert prefect["PREFECT_SERVER_UI_API_URL"] == "http://127.0.0.1:14200/api"
     assert prefect["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://127.0.0.1:14200"
+
+
+def test_the_commands_of_the_readme_fill_in_what_is_open(tmp_path):
+    """As a person pastes them, in a folder with a copy of infra/, up to the first that needs Docker."""
+    shutil.copytree(INFRA, tmp_path / "project/infra", ignore=shutil.ignore_patterns(".env"))
+    (tmp_path / "coop-services").mkdir()
+    readme = (INFRA / "README.md").read_text()
+    block = re.search(r"## Containers on one machine\n.*?\n\n((?:    [^\n]*\n)+)", readme, re.DOTALL)
+    lines = [line[4:] for line in block[1].splitlines() if not line.startswith(("    docker", "    git clone"))]
+    subprocess.run("\n".join(lines), shell=True, cwd=tmp_path / "project", check=True)
+    env = tmp_path / "project/infra/.env"
+    assert env.stat().st_mode & 0o077 == 0
+    read = compose(env, "--format", "json")
+    assert read.returncode == 0, read.stderr
+    services = json.loads(read.stdout)["services"]
+    assert services["cpu-worker"]["volumes"][0]["source"] == str(tmp_path / "coop-services")
+    secrets = [services["prepare"]["environment"][name] for name in script("prepare").SECRETS]
+    assert len(set(secrets)) == len(secrets)
+    assert all(re.fullmatch(r"[0-9a-f]{48}", secret) for secret in secrets)
