@@ -116,7 +116,7 @@ def test_everything_that_works_or_answers_waits_for_the_bootstrap(services):
     for name in ("mlflow", "prefect"):
         assert services["bootstrap"]["depends_on"][name]["condition"] == "service_healthy"
         assert services[name]["depends_on"]["prepare"]["condition"] == "service_completed_successfully"
-    for name in ("postgres", "s3", "mlflow", "prefect", "serve"):
+    for name in services.keys() - {"prepare", "bootstrap"}:
         assert services[name]["healthcheck"]["test"], name
 
 
@@ -168,12 +168,12 @@ def tool(name: str) -> str:
     (None, None, None),
     ("USER 1000:1000\nCMD", "USER root\nCMD", "DL3002"),
     ("ARG BASE=docker.io/library/python:3.11-slim-bookworm", "FROM python:latest AS old", "DL3007"),
-    (" && rm -rf /var/lib/apt/lists/*", "", "DL3009"),
+    ("# hadolint ignore=DL3013\n", "", "DL3013"),
 ])  # fmt: skip
 def test_the_linter_of_images_finds_nothing_here_and_something_in_a_worse_one(tmp_path, line, instead, rule):
     text = (INFRA / "Containerfile").read_text()
     worse = tmp_path / "Containerfile"
-    worse.write_text(re.sub(r" +\\\n +", " ", text).replace(line, instead) if line else text)
+    worse.write_text(text.replace(line, instead) if line else text)
     linted = lint(tool("hadolint"), "--failure-threshold", "warning", worse)
     assert (linted.returncode == 0) == (rule is None), linted.stdout
     assert rule is None or rule in linted.stdout
@@ -294,7 +294,7 @@ def test_secrets_that_would_break_an_address_are_refused_before_anything_is_made
         monkeypatch.setenv(name, SECRET)
     monkeypatch.setenv("MLFLOW_DATABASE_PASSWORD", secret)
     monkeypatch.setenv("PREFECT_PASSWORD", secret)
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         prepare.main()
     said = capsys.readouterr().err
     assert said.startswith("error: MLFLOW_DATABASE_PASSWORD, PREFECT_PASSWORD: a secret has 16 characters or more")
@@ -328,7 +328,7 @@ def test_buckets_are_made_once(s3):
 def test_an_s3_server_that_is_away_is_a_sentence(s3, monkeypatch, capsys):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         script("prepare").make_buckets()
     assert capsys.readouterr().err.startswith("error: S3 at http://127.0.0.1:")
 
