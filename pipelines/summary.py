@@ -60,7 +60,7 @@ def run_note(
     made = f"{spoken_name(evaluation['method'])} on the backbone {architecture}"
     images = f"{shots} image{'' if shots == 1 else 's'} of each of {len(evaluation['class_names'])} classes"
     if "labelled_by" in evaluation:
-        images = f"at most {images} as {evaluation['labelled_by']} took them"
+        images = f"at most {images}, labelled by {evaluation['labelled_by']},"
     seconds = training_seconds(evaluation, timing)
     return "\n\n".join([
         plain(f"{capital(made)}, learned from {images} of {evaluation['dataset']} (seed {evaluation['seed']}) "

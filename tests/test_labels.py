@@ -319,4 +319,4 @@ def test_an_image_is_encoded_once_by_every_labeller(zoo: Any, tmp_path: Path) ->
     finally:
         handle.remove()
     assert once >= 12
-    assert sum(encoded) <= once + 2 * (once - 12)                                # what loading itself encodes, if it does
+    assert sum(encoded) <= once + 2 * (once - 12)  # what loading itself encodes, if it does

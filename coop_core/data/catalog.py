@@ -16,7 +16,7 @@ from coop_core.data.dataset import Subset, has_one_hole, shown, words
 from coop_core.errors import DatasetError
 
 Layout = Literal["folders", "csv", "split-json", "lists", "idx", "unlabelled"]
-"""unlabelled: the images below `path`, in no class folder; `class_names` lists what they may show, and nothing judges."""
+"""unlabelled: all images below `path`, without labels; `class_names` lists what they may show, and nothing judges."""
 GENERIC_TEMPLATE = "a photo of a {}."
 
 

@@ -89,7 +89,7 @@ class Params(Section):
     def of_run(self) -> dict[str, Any]:
         """What a run's result can depend on: all but what is tried around it (sweep) and asked after it."""
         left_out: dict[str, Any] = dict.fromkeys(("tests", "gate", "sweep"), True)
-        if not self.answering.is_fitted:                                         # what is not asked for makes no other run
+        if not self.answering.is_fitted:  # what is not asked for makes no other run
             left_out["answering"] = True
         if not self.split.further_labellers:
             left_out["split"] = {"further_labellers"}

@@ -130,8 +130,8 @@ class BackboneParams(Section):
     def _local_weights_are_watched(self) -> "BackboneParams":
         local = local_weights(self.architecture, self.pretrained)
         if local is not None and not self.watches(local):
-            raise ValueError(f"files must be {local} as well, or a folder above it, so that other weights at that place "
-                             "are noticed")  # fmt: skip
+            raise ValueError(f"files must be {local} as well, or a folder above it, so that other weights at that "
+                             "place are noticed")  # fmt: skip
         return self
 
     def watches(self, place: str) -> bool:

@@ -146,8 +146,8 @@ def _datasets(split: Split) -> list[DatasetInput]:
 
     return [
         DatasetInput(split.dataset_name, "training", split.train_digest, source, rows(split.train)),
-        *([DatasetInput(split.dataset_name, "test", split.test_digest, source, rows(split.test))] if split.test else []),
-    ]
+        DatasetInput(split.dataset_name, "test", split.test_digest, source, rows(split.test)),
+    ][: 2 if split.test else 1]
 
 
 def _per_class(evaluation: dict[str, Any]) -> dict[str, list[Any]]:
