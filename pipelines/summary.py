@@ -15,11 +15,11 @@ _LISTED_CLASSES = 30
 """So many class names are written out; of more, the rest are counted."""
 
 
-def headline_table(evaluation: dict[str, Any]) -> Table:
+def headline_table(evaluation: dict[str, Any]) -> Table | str:
     """Each classifier on the same test images, with the change against zero-shot."""
     classifiers = evaluation["classifiers"]
     if not classifiers:
-        return Table(title=f"{evaluation['dataset']}, seed {evaluation['seed']}: {NOT_JUDGED}")
+        return f"{evaluation['dataset']}, seed {evaluation['seed']}: {NOT_JUDGED}"
     n = classifiers["zero-shot"]["n"]
     table = Table(
         title=f"{evaluation['dataset']}: {n} test images, {evaluation['shots']} shots, seed {evaluation['seed']}",

@@ -251,7 +251,7 @@ def test_whoever_reads_the_labels_looks_whether_they_are_whole(project: Path, st
 
 
 @pytest.mark.parametrize(("stage", "sentence"), [
-    (evaluate, "the baselines in artifacts/ were learned from other labels than the prompt"),
+    (evaluate, "the prompt in artifacts/ belong to other labels than the prompt that is judged"),
     (report, "the prompt in artifacts/ was learned from other labels than those in artifacts/labels"),
 ])  # fmt: skip
 def test_a_prompt_of_other_labels_is_neither_judged_nor_shown(project: Path, stage: Any, sentence: str) -> None:
@@ -282,7 +282,7 @@ def features_by(backbone: Backbone, split: Split, dataset: Dataset, folder: Path
     return torch.from_numpy(np.load(folder / "features.npy")[:, 0])
 
 
-@pytest.mark.parametrize("named", [(), ("flat-resnet-quickgelu",), ("flat-resnet-quickgelu", "flat-twin")])
+@pytest.mark.parametrize("named", [(), ("flat-squash",), ("flat-squash", "flat-resnet-quickgelu")])
 def test_a_trial_learns_from_what_the_stage_would_label(zoo: Any, tmp_path: Path, named: tuple[str, ...]) -> None:
     dataset = toys(tmp_path)
     more = further(*((zoo.architecture(name), None) for name in named))
@@ -300,7 +300,8 @@ def test_a_trial_learns_from_what_the_stage_would_label(zoo: Any, tmp_path: Path
 
 
 def test_an_image_is_encoded_once_by_every_labeller(zoo: Any, tmp_path: Path) -> None:
-    dataset, asked = toys(tmp_path), further((zoo.architecture("flat-resnet-quickgelu"), None))
+    dataset = toys(tmp_path)
+    asked = further(*((zoo.architecture(name), None) for name in ("flat-squash", "flat-resnet-quickgelu")))
     params = toy_params(zoo.architecture("flat"), split={"unlabelled": "all", "further_labellers": asked},
                         backbone={"files": str(zoo.root)}, method=METHOD)  # fmt: skip
     encoded: list[int] = []

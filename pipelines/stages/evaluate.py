@@ -131,7 +131,8 @@ def check_origin(data: Mapping[str, Any], key: str | None, prompt: Artifact, spl
     if {name: data.get(name) for name in ours} != ours:
         raise ArtifactError(f"the {what} in artifacts/ belong to another split: run `dvc repro`")
     if data.get("labels_digest") != prompt.card["data"].get("labels_digest"):
-        raise ArtifactError(f"the {what} in artifacts/ were learned from other labels than the prompt: run `dvc repro`")
+        raise ArtifactError(f"the {what} in artifacts/ belong to other labels than the prompt that is judged: run "
+                            "`dvc repro`")  # fmt: skip
     if key != prompt.feature_key:
         raise ArtifactError(f"the {what} in artifacts/ were made on other weights than the prompt: run `dvc repro`")
 
