@@ -158,6 +158,12 @@ def test_what_reads_pixels_encodes_in_every_step_and_searches_first() -> None:
     assert found.encodings == 1692 + 2 * (40 * 47 * 4 + 1692)
 
 
+def test_every_labeller_of_a_pool_encodes_it() -> None:
+    plain, star = (work_of(of(asked("upl-2022", variant=variant), "dtd"), Size(47, 2820, 1692), tests=0)
+                   for variant in (None, "star"))  # fmt: skip
+    assert star.encodings - plain.encodings == 7 * 2820
+
+
 def test_depths_that_are_given_are_not_searched_for() -> None:
     lengths = {"method.image_lengths": [1, 1], "method.text_lengths": [1, 1, 1]}
     assert work_of(of(asked("dpl-2025", overrides=lengths), "dtd"), Size(47, 2820, 1692), tests=0).search_steps == 0

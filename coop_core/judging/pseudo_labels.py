@@ -3,7 +3,7 @@
 Huang, Chu, Wei: Unsupervised Prompt Learning for Vision-Language Models, 2022, section 3.1: of each class that is
 answered, the K most confident images, and no balancing. A class that is never answered gets none. In float32 and
 stable, because in half precision many confidences are equal; equal ones are ordered by the images' digests. Several
-backbones (section 3.1, the paper's UPL*) answer by the mean of their probabilities.
+backbones (the paper's UPL*) answer by the mean of their probabilities.
 """
 
 from collections.abc import Iterable, Sequence

@@ -70,7 +70,8 @@ def work_of(sweeps: Sequence[Params], size: Size, *, tests: int) -> Work:
         shots, seeds = _shots(params), require_sweep(params).seeds
         classes, epochs = size.learned(params.split.classes), params.train.epochs
         most = size.train if params.split.unlabelled is not None else classes * max(shots)
-        encodings = min(most, size.train) * params.features.views + _validated(classes, max(shots))
+        views = params.features.views + len(params.split.further_labellers)      # each labeller encodes once
+        encodings = min(most, size.train) * views + _validated(classes, max(shots))
         steps, found = 0, search_of(params)
         search_steps = 0
         if params.method.reads == "pixels":  # nothing is kept: every epoch and every judgement encodes anew
