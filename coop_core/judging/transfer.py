@@ -58,7 +58,7 @@ class Transfer:
 def collect(own: Mapping[str, Any], targets: Mapping[str, Mapping[str, Any]]) -> Transfer:
     """The evaluations of the data set itself and of every target, by name -> one table."""
     judged = [own, *targets.values()]                                             # own: not where it has no test images
-    names = next((found["classifiers"] for found in judged if found["classifiers"]), {})
+    names: list[str] = next((list(found["classifiers"]) for found in judged if found["classifiers"]), [])
     rows = [Row(name, accuracy(own, name), {target: accuracy(found, name) for target, found in targets.items()})
             for name in names]  # fmt: skip
     new = next((name for name, found in targets.items()

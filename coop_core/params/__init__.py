@@ -25,7 +25,7 @@ from coop_core.params.sections import (
 from coop_core.params.sweep import Range, SweepParams, poses_a_task
 
 __all__ = [
-    "AnsweringParams", "BackboneParams", "BaselineParams", "DatasetParams", "EngineParams", "EvaluateParams",
-    "FeatureParams", "GateParams", "LabellerParams", "Params", "PINS", "Range", "SplitParams", "SweepParams",
-    "TargetParams", "TrainParams", "flat", "load_params", "local_weights", "parse_params", "patch", "poses_a_task",
+    "PINS", "AnsweringParams", "BackboneParams", "BaselineParams", "DatasetParams", "EngineParams", "EvaluateParams",
+    "FeatureParams", "GateParams", "LabellerParams", "Params", "Range", "SplitParams", "SweepParams", "TargetParams",
+    "TrainParams", "flat", "load_params", "local_weights", "parse_params", "patch", "poses_a_task",
 ]  # fmt: skip

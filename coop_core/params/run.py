@@ -14,6 +14,7 @@ from coop_core.params.sections import (
     EvaluateParams,
     FeatureParams,
     GateParams,
+    LabellerParams,
     Section,
     SplitParams,
     TargetParams,
@@ -74,7 +75,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _each_labeller_counts_once_and_is_watched(self) -> "Params":
-        all_of_them = [self.backbone, *self.split.further_labellers]
+        all_of_them: list[BackboneParams | LabellerParams] = [self.backbone, *self.split.further_labellers]
         named = [(one.architecture, one.architecture != "mini" and one.pretrained) for one in all_of_them]
         for one, its in zip(all_of_them[1:], named[1:], strict=True):
             if named.count(its) > 1:
