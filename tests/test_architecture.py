@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "coop_core": [
         "errors memory",
-        "files",
+        "files conversion",
         "data",
         "backbone",
         "features prompts",
@@ -21,7 +21,7 @@ ROOMS = {
         "params card",
         "artifact",
         "answering training",
-        "searching predictor transfer",
+        "searching predictor transfer exchange",
         "preparing",
         "sweeps estimator",
         "reproduction",
@@ -67,10 +67,11 @@ INSIDE = {
     "coop_core.judging": ["classifier evaluation gate transfer", "baselines confidence", "pseudo_labels"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes defaults"],
+    "coop_core.exchange": ["portable dassl", "exported imported"],
     "coop_core.sweeps": ["sweep", "trials", "choosing"],
     "coop_core.reproduction": ["figures grid estimate", "comparison"],
     "pipelines.sources": ["storage catalogue", "datasets"],
-    "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs"],
+    "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs imported"],
     "pipelines.services": ["supervision workspace", "local"],
     "pipelines.sweeps": ["trainer outcome", "trainers", "sweeping", "view"],
     "pipelines.champion": ["proof", "promotion", "retraining"],
@@ -78,7 +79,8 @@ INSIDE = {
     "pipelines.flows": ["lifeline client pools", "bootstrap trials sweep reconcile promote", "retrain"],
     "pipelines.stages": ["download split features baselines train evaluate report", "judge track", "__main__"],
     "pipelines.commands": [
-        "beginning sweep predict compare describe serve choice", "reproduction", "reproduce choose", "cli",
+        "beginning sweep predict compare describe serve choice importing", "reproduction exporting",
+        "reproduce choose exchange", "cli",
     ],
 }
 OWNERS = {
@@ -88,6 +90,9 @@ OWNERS = {
     "sklearn": "",
     "scipy": "coop_core.judging.gate",
     "matplotlib": "coop_core.report",
+    "onnx": "",
+    "onnxruntime": "coop_core.conversion",
+    "openvino": "coop_core.conversion",
     "jinja2": "coop_core.report",
     "mlflow": "pipelines.records pipelines.serving",
     "prometheus_client": "pipelines.serving",
