@@ -70,17 +70,7 @@ def make_card(
         "schema": SCHEMA,
         "method": method.model_dump(),
         "learned": {name: list(tensor.shape) for name, tensor in learner.state_dict().items()},
-        "backbone": {
-            "architecture": backbone.architecture,
-            "pretrained": backbone.pretrained,
-            "image_precision": backbone.image_precision,
-            "family": backbone.family,
-            "weights_digest": backbone.weights_digest,
-            "logit_scale": backbone.logit_scale,
-            "transform": asdict(backbone.transform),
-            "transform_digest": backbone.transform.digest,
-            "batch_norm_folded": backbone.folded > 0,
-        },
+        "backbone": backbone_facts(backbone),
         "engine": encoder.summary() if encoder else {},
         "answering": {
             "prompts_per_image": getattr(learner, "prompts_per_image", 0),
@@ -101,5 +91,24 @@ def make_card(
         "params": params,
         "training": {"is_built": is_built(learner), "epochs": len(curve), "last": curve[-1] if curve else None},
         "code_revision": code_revision,
-        "libraries": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "libraries": libraries(),
     }
+
+
+def backbone_facts(backbone: Backbone) -> dict[str, Any]:
+    return {
+        "architecture": backbone.architecture,
+        "pretrained": backbone.pretrained,
+        "image_precision": backbone.image_precision,
+        "family": backbone.family,
+        "weights_digest": backbone.weights_digest,
+        "logit_scale": backbone.logit_scale,
+        "transform": asdict(backbone.transform),
+        "transform_digest": backbone.transform.digest,
+        "batch_norm_folded": backbone.folded > 0,
+    }
+
+
+def libraries() -> dict[str, str]:
+    """Versions, Python's too."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "coop_core": [
         "errors memory",
-        "files",
+        "files conversion",
         "data",
         "backbone",
         "features prompts",
@@ -21,7 +21,7 @@ ROOMS = {
         "params card",
         "artifact",
         "answering training",
-        "searching predictor transfer",
+        "searching predictor transfer exchange",
         "preparing",
         "sweeps estimator",
         "reproduction",
@@ -67,10 +67,13 @@ INSIDE = {
     "coop_core.judging": ["classifier evaluation gate transfer", "baselines confidence label_file", "pseudo_labels"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes defaults"],
+    "coop_core.exchange": ["portable dassl", "exported imported"],
     "coop_core.sweeps": ["sweep", "trials", "choosing"],
     "coop_core.reproduction": ["figures grid estimate", "comparison"],
     "pipelines.sources": ["storage catalogue", "datasets"],
-    "pipelines.records": ["prompt_model served names", "server", "claims trials", "registry", "runs retention"],
+    "pipelines.records": [
+        "prompt_model served names", "server", "claims trials", "registry", "runs retention imported",
+    ],
     "pipelines.services": ["supervision workspace", "local announcing"],
     "pipelines.sweeps": ["trainer outcome", "trainers", "sweeping", "view"],
     "pipelines.champion": ["proof", "promotion", "retraining"],
@@ -79,8 +82,8 @@ INSIDE = {
     "pipelines.flows": ["lifeline client notices", "pools", "bootstrap trials sweep reconcile promote", "retrain"],
     "pipelines.stages": ["download split features label baselines train evaluate report", "judge track", "__main__"],
     "pipelines.commands": [
-        "beginning sweep predict compare describe serve choice collecting moving", "reproduction",
-        "reproduce choose keeping", "cli",
+        "beginning sweep predict compare describe serve choice collecting moving importing", "reproduction exporting",
+        "reproduce choose keeping exchange", "cli",
     ],
 }
 OWNERS = {
@@ -90,6 +93,9 @@ OWNERS = {
     "sklearn": "",
     "scipy": "coop_core.judging.gate",
     "matplotlib": "coop_core.report",
+    "onnx": "",
+    "onnxruntime": "coop_core.conversion",
+    "openvino": "coop_core.conversion",
     "jinja2": "coop_core.report",
     "mlflow": "pipelines.records pipelines.serving",
     "prometheus_client": "pipelines.serving",

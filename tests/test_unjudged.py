@@ -25,8 +25,8 @@ from pipelines import paths
 from pipelines.champion import promotion
 from pipelines.commands import cli
 from pipelines.records.registry import CHAMPION, RegisteredVersion, find_version
-from pipelines.records.server import Records
 from pipelines.records.runs import list_runs
+from pipelines.records.server import Records
 from pipelines.serving.versions import load_version
 from pipelines.settings import Settings, load_settings
 from pipelines.sources.datasets import bring_dataset

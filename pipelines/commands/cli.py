@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.commands.beginning import Commands, Several, reachable
+from pipelines.commands.beginning import DEFAULT_MODEL, Commands, Model, Several
 from pipelines.commands.choose import choose
+from pipelines.commands.exchange import export, import_
 from pipelines.commands.keeping import backup, gc, reconcile, restore
 from pipelines.commands.reproduce import reproduce
 from pipelines.commands.serve import serve
@@ -21,15 +22,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[
-    str,
-    typer.Option("--model", "-m", callback=reachable,
-                 help="An artefact's folder, or NAME@ALIAS or NAME/VERSION in the registry."),
-]  # fmt: skip
-DEFAULT_MODEL = "artifacts/prompt"
-
 app.command()(choose)
 app.command(cls=Several)(reproduce)
+app.command(cls=Several)(export)
+app.command(name="import")(import_)
 
 
 def main() -> None:

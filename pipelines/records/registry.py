@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coop_core.errors import ArtifactError
+from coop_core.errors import ArtifactError, GateError
 from pipelines.records.claims import Claim
 from pipelines.records.server import Records
 
@@ -69,10 +69,19 @@ def find_version(reference: str, records: Records) -> RegisteredVersion | None:
 
 
 def fetch_evaluation(version: RegisteredVersion, records: Records, target: Path) -> Path:
-    """What the version's run recorded of its test images -> a folder below `target`."""
-    with records.asked():
+    """What the version's run recorded of its test images -> a folder below `target`.
+
+    Raises
+    ------
+    GateError
+        When it recorded nothing, as for a prompt that was imported.
+    """
+    with records.asked() as client:
         import mlflow
 
+        if not client.list_artifacts(version.run_id, "evaluation"):
+            raise GateError(f"version {version.number} has no answers to test images on record, so the gate cannot "
+                            "judge it: train and evaluate one on the project's images with `dvc repro`")  # fmt: skip
         uri = f"runs:/{version.run_id}/evaluation"
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(target)))
 
