@@ -18,6 +18,7 @@ from coop_core.params.sections import (
     SplitParams,
     TargetParams,
     TrainParams,
+    WatchParams,
 )
 from coop_core.params.sweep import SweepParams
 
@@ -50,6 +51,7 @@ class Params(Section):
     tests: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,49}$")], TargetParams] = {}
     """Further test sets by name: base-to-new, cross-dataset, domain generalisation."""
     gate: GateParams = GateParams()
+    watch: WatchParams = WatchParams()
     sweep: SweepParams | None = None
 
     @model_validator(mode="after")
@@ -74,4 +76,4 @@ class Params(Section):
     def of_run(self) -> dict[str, Any]:
         """What a run's result can depend on: all but what is tried around it (sweep) and asked after it."""
         own = set() if self.answering.is_fitted else {"answering"}  # what is not asked for makes no other run
-        return self.model_dump(exclude={"tests", "gate", "sweep"} | own)
+        return self.model_dump(exclude={"tests", "gate", "watch", "sweep"} | own)

@@ -10,6 +10,7 @@ from pipelines.commands.beginning import Commands, Several, reachable
 from pipelines.commands.choose import choose
 from pipelines.commands.reproduce import reproduce
 from pipelines.commands.serve import serve
+from pipelines.commands.watch import watch
 
 app = typer.Typer(
     cls=Commands,
@@ -27,7 +28,8 @@ Model = Annotated[
 ]  # fmt: skip
 DEFAULT_MODEL = "artifacts/prompt"
 
-app.command()(choose)
+for light in (choose, serve, watch):
+    app.command()(light)
 app.command(cls=Several)(reproduce)
 
 
@@ -248,9 +250,6 @@ def ui(
     typer.echo(f"MLflow on {home} (ready in about 20 seconds; Ctrl-C ends it)\n"
                f"login: NAME:PASSWORD in {settings.services_folder / LOGIN}")  # fmt: skip
     local.show_pages(settings, port)
-
-
-app.command()(serve)
 
 
 @app.command()
