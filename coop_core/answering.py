@@ -45,22 +45,30 @@ class Answerer:
         """How many prompts an answer costs; 0 for a matrix product."""
         return getattr(self._answers, "prompts_per_image", 0)
 
-    @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """What it reads, (n, d) or (n, 3, size, size), not normalised features -> (n, c), float32."""
-        if self._features is not None:
-            images = self._features(images)
+        return self.with_features(images)[0]
+
+    @torch.no_grad()
+    def with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the features (n, d) that were answered from: given, or of the method's own image tower."""
+        features = images if self._features is None else self._features(images)
         if isinstance(self._answers, LinearClassifier):
-            logits = self._answers.logits(images)
+            logits = self._answers.logits(features)
         else:
-            logits = logits_in_pieces(self._answers, images)
-        return (logits / self._temperature).softmax(dim=-1)
+            logits = logits_in_pieces(self._answers, features)
+        return (logits / self._temperature).softmax(dim=-1), features
 
     def of_examples(self, examples: Examples) -> Tensor:
         """Probabilities (n, c) of every image's test view, on the CPU; examples hold what it reads."""
-        if self.reads == "features":
-            return self.probabilities(first_views(examples)).cpu()
-        return torch.cat([self.probabilities(pixels).cpu() for pixels in first_views_in_turn(examples)])
+        return self.of_examples_with_features(examples)[0]
+
+    def of_examples_with_features(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """The same, and the features (n, d)."""
+        batches = [first_views(examples)] if self.reads == "features" else first_views_in_turn(examples)
+        found = [[its.cpu() for its in self.with_features(images)] for images in batches]
+        probabilities, features = (torch.cat(its) for its in zip(*found, strict=True))
+        return probabilities, features
 
 
 def answer_with(learner: Learner, *, class_names: Sequence[str]) -> Answerer:

@@ -3,6 +3,7 @@
     context.safetensors          the learned state: context_vectors, and what else the method learned
     class_weights.safetensors    the classifier it collapses to for the classes it was trained on
     card.json                    what made it, by digest; loading checks all of it
+    reference.safetensors        of a registered version: what it saw of its test images (`reference`)
 """
 
 import logging

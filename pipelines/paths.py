@@ -20,6 +20,8 @@ JUDGED = Path("artifacts/judged")
 """A folder a test set: its name in params.yaml, or `own` for the data set that was learned on."""
 EVALUATION = Path("artifacts/judged/own")
 METRICS = Path("artifacts/metrics.json")
+REFERENCE = Path("artifacts/reference.safetensors")
+"""What the prompt saw of its test images, for `coop watch`; it goes with the registered version."""
 REPORT = Path("artifacts/report")
 SAMPLES = Path("artifacts/report/samples")
 TRACKED = Path("artifacts/tracked.json")

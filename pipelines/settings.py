@@ -2,18 +2,18 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from coop_core.errors import ServiceError
 from pipelines.environment import LOOPBACK, SERVICE_OF, find_login, variable_names
 
 _PREFIX = "COOP_"
-_NO_SETTINGS = {SERVICE_OF, "COOP_PROJECT"}
+_NO_SETTINGS = {SERVICE_OF, "COOP_PROJECT", "COOP_WATCH_ACTIVE"}
 """Names with our prefix that something else reads: the services' mark, and infra/prefect.yaml."""
 
 
@@ -52,6 +52,14 @@ class Settings(BaseSettings):
     """Of `coop serve`, which `make up` starts as well."""
     serve_token: SecretStr | None = Field(default=None, min_length=16)
     """What callers of `coop serve` send as `Authorization: Bearer TOKEN`; null asks for none, on loopback."""
+    serve_record: Annotated[Path | None, BeforeValidator(lambda given: given or None)] = None
+    """A folder for what `coop serve` answers, which `coop watch` looks at; null records nothing."""
+    serve_record_megabytes: int = Field(default=256, ge=1, le=10**6)
+    """Of all records together; the oldest go."""
+    serve_record_pictures: bool = False
+    """Whether the files that were sent are recorded as well."""
+    watch_cron: str = "17 * * * *"
+    """When the services of `make up` watch what is recorded."""
     services_folder: Path = Path(".services")
     """State and logs of `make up`."""
     notify_url: SecretStr | None = None

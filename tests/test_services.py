@@ -280,8 +280,9 @@ def test_pools_and_deployments_are_there_once(running):
     deployments = {found["name"]: found["work_pool_name"] for found in ask(running, "deployments/filter", {})}
     automations = [found["name"] for found in ask(running, "automations/filter", {})]
 
-    assert deployments == {"sweep": "cpu", "trials": "gpu", "retrain": "cpu", "promote": "cpu", "reconcile": "cpu"}
-    assert automations == ["crash-zombies"]
+    assert deployments == {"sweep": "cpu", "trials": "gpu", "retrain": "cpu", "promote": "cpu", "reconcile": "cpu",
+                           "watch": "cpu"}  # fmt: skip
+    assert sorted(automations) == ["crash-zombies", "retrain-on-drift"]
 
 
 @pytest.mark.slow
@@ -326,7 +327,7 @@ def test_up_again_repairs_what_was_stopped_and_makes_nothing_twice(running):
     assert again.returncode == 0, again.stderr
     assert "up already" in again.stdout
     assert running.coop("status").returncode == 0
-    assert len(ask(running, "automations/filter", {})) == 1
+    assert len(ask(running, "automations/filter", {})) == 2
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The stages, run one after another on a few little images: what each reads, writes and leaves alone."""
 
 import contextlib
+import csv
 import dataclasses
 import fcntl
 import io
@@ -29,6 +30,8 @@ from coop_core.errors import ArtifactError, BackboneError, CoopError, DatasetErr
 from coop_core.files import read_tensors, write_tensors
 from coop_core.methods.coop import CoOp
 from coop_core.params import load_params
+from coop_core.predictor import Predictor
+from coop_core.reference import read_reference
 from coop_core.training import Checkpoint, Epoch
 from pipelines.records.registry import fetch_prompt
 from pipelines.records.runs import Tracked, list_runs
@@ -330,10 +333,29 @@ def test_the_registered_prompt_is_the_trained_one_with_its_test_metrics(done, tm
         folder = fetch_prompt("coop-images@candidate", open_records(), tmp_path)
     ours, trained = content(folder), content(done / "artifacts/prompt")
     card = json.loads(ours.pop("card.json"))
+    assert ours.pop("reference.safetensors") == (done / "artifacts/reference.safetensors").read_bytes()
 
     assert ours == {name: data for name, data in trained.items() if name != "card.json"}
     assert card["metrics"]["coop"]["accuracy"] == read(done / "artifacts/metrics.json")["coop"]["accuracy"]
     assert "metrics" not in json.loads(trained["card.json"])
+
+
+def test_the_registered_prompt_carries_what_it_saw_of_its_test_images(done, mini, tmp_path):
+    with working_in(done):
+        folder = fetch_prompt("coop-images/1", open_records(), tmp_path)
+    seen, test = read_reference(folder), read_split(done / "artifacts/split.json").test
+    features = np.load(done / "artifacts/features/test.npy")[:, 0]
+    with (done / "artifacts/judged/own/predictions.csv").open(newline="") as file:
+        said = list(csv.DictReader(file))
+
+    assert seen.images == tuple(image.digest for image in test)
+    assert np.abs(seen.features - features / np.linalg.norm(features, axis=1, keepdims=True)).max() < 1e-3
+    assert seen.labels.tolist() == [int(row["predicted"]) for row in said]
+    assert seen.confidences.tolist() == pytest.approx([float(row["confidence"]) for row in said])
+    assert seen.answered.all()
+    predictor = Predictor(read_artifact(folder), mini, with_features=True)
+    (served,) = predictor.rank(predictor.view(done / "data/raw" / test[0].path)[None])
+    assert np.abs(served.feature - seen.features[0]).max() < 2e-3                  # as a server would record it
 
 
 def test_tracking_the_same_run_again_adds_no_version(done):
@@ -686,6 +708,7 @@ NEEDED = [
     ("track", "artifacts/judged/own/evaluation.json"),
     ("track", "artifacts/prompt"),
     ("track", "artifacts/prompt/curve.csv"),
+    ("track", "artifacts/reference.safetensors"),
 ]
 
 

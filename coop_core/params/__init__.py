@@ -20,6 +20,7 @@ from coop_core.params.sections import (
     SplitParams,
     TargetParams,
     TrainParams,
+    WatchParams,
     local_weights,
 )
 from coop_core.params.sweep import Range, SweepParams, poses_a_task
@@ -27,5 +28,5 @@ from coop_core.params.sweep import Range, SweepParams, poses_a_task
 __all__ = [
     "PINS", "AnsweringParams", "BackboneParams", "BaselineParams", "DatasetParams", "EngineParams", "EvaluateParams",
     "FeatureParams", "GateParams", "LabellerParams", "Params", "Range", "SplitParams", "SweepParams", "TargetParams",
-    "TrainParams", "flat", "load_params", "local_weights", "parse_params", "patch", "poses_a_task",
+    "TrainParams", "WatchParams", "flat", "load_params", "local_weights", "parse_params", "patch", "poses_a_task",
 ]  # fmt: skip

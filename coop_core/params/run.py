@@ -19,6 +19,7 @@ from coop_core.params.sections import (
     SplitParams,
     TargetParams,
     TrainParams,
+    WatchParams,
     local_weights,
 )
 from coop_core.params.sweep import SweepParams
@@ -52,6 +53,7 @@ class Params(Section):
     tests: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,49}$")], TargetParams] = {}
     """Further test sets by name: base-to-new, cross-dataset, domain generalisation."""
     gate: GateParams = GateParams()
+    watch: WatchParams = WatchParams()
     sweep: SweepParams | None = None
 
     @model_validator(mode="after")
@@ -89,7 +91,7 @@ class Params(Section):
 
     def of_run(self) -> dict[str, Any]:
         """What a run's result can depend on: all but what is tried around it (sweep) and asked after it."""
-        left_out: dict[str, Any] = dict.fromkeys(("tests", "gate", "sweep"), True)
+        left_out: dict[str, Any] = dict.fromkeys(("tests", "gate", "watch", "sweep"), True)
         if not self.answering.is_fitted:  # what is not asked for makes no other run
             left_out["answering"] = True
         if not self.split.further_labellers:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from coop_core.backbone import Backbone, Precision, backbone_name, load_backbone
 from coop_core.data.dataset import has_one_hole
 from coop_core.judging.gate import Policy
+from coop_core.judging.limits import Limits
 from coop_core.prompts.engine import Engine
 
 PINS = "constraints.txt"
@@ -261,3 +262,33 @@ class GateParams(Section):
 
     def policy(self) -> Policy:
         return Policy(**self.model_dump(exclude={"approval_minutes"}))
+
+
+class WatchParams(Section):
+    """When what the champion is sent differs from its test images so much that a retraining is asked for."""
+
+    significance: float = Field(default=0.01, ge=0.002, lt=1)
+    """Of looks at images like the test images, at most this share raises anything."""
+    max_auc: float = Field(default=0.65, ge=0.5, le=1)
+    """How well a classifier may tell what is sent from the test images: 0.5 not at all, 1 always."""
+    max_confidence_shift: float = Field(default=0.2, ge=0, le=1)
+    """How far the distributions of confidences may lie apart, in shares of images."""
+    max_label_shift: float = Field(default=0.3, ge=0, le=1)
+    """Which share of the images may be answered with other labels than the test's mix; 1 lets any mix pass."""
+    max_abstention_rise: float = Field(default=0.15, ge=0, le=1)
+    """By how much the share of images without an answer may rise."""
+    min_images: int = Field(default=50, ge=20, le=2_000)
+    """Fewer images are not judged."""
+    max_images: int = Field(default=500, ge=20, le=2_000)
+    """The newest ones are looked at; the time of a look grows with them."""
+    quiet_hours: int = Field(default=24, ge=0, le=8_760)
+    """How long after an alarm the same version raises none again."""
+
+    @model_validator(mode="after")
+    def _enough_to_judge(self) -> "WatchParams":
+        if self.min_images > self.max_images:
+            raise ValueError(f"min_images {self.min_images} must not be above max_images {self.max_images}")
+        return self
+
+    def limits(self) -> Limits:
+        return Limits(**self.model_dump(exclude={"max_images", "quiet_hours"}))

@@ -11,7 +11,7 @@ from pipelines.commands.choose import choose
 from pipelines.commands.exchange import export, import_
 from pipelines.commands.keeping import backup, gc, reconcile, restore
 from pipelines.commands.reproduce import reproduce
-from pipelines.commands.serve import serve
+from pipelines.commands.watch import watch
 
 app = typer.Typer(
     cls=Commands,
@@ -22,7 +22,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-app.command()(choose)
+for light in (choose, watch):
+    app.command()(light)
 app.command(cls=Several)(reproduce)
 app.command(cls=Several)(export)
 app.command(name="import")(import_)
@@ -235,9 +236,6 @@ def ui(
     typer.echo(f"MLflow on {home} (ready in about 20 seconds; Ctrl-C ends it)\n"
                f"login: NAME:PASSWORD in {settings.services_folder / LOGIN}")  # fmt: skip
     local.show_pages(settings, port)
-
-
-app.command()(serve)
 
 
 @app.command()

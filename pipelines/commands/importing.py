@@ -36,7 +36,7 @@ def run_import(
                f"predict     coop predict --model {folder} IMAGE...")  # fmt: skip
     if register:
         from pipelines.records.imported import register_import
-from pipelines.records.server import open_records
+        from pipelines.records.server import open_records
 
         number = register_import(folder, register, open_records())
         typer.echo(f"registered  {register} version {number}, alias candidate; the gate cannot pass it yet, because no "

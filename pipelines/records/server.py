@@ -80,7 +80,8 @@ class Records:
         """As it may be shown: without a login."""
         self.experiment = settings.experiment
         self.sweeps = f"{settings.experiment}-sweeps"
-        """Sweeps have an experiment of their own, so that `coop compare` shows registered runs alone."""
+        self.watches = f"{settings.experiment}-watch"
+        """Sweeps and looks have experiments of their own, so that `coop compare` shows registered runs alone."""
         self._client: Any = None
 
     @property

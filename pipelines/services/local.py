@@ -272,7 +272,9 @@ def _worker(pool: str, name: str) -> tuple[str, ...]:
 
 def _placeholders(settings: Settings) -> dict[str, str]:
     """What infra/prefect.yaml leaves open."""
-    return {"COOP_PROJECT": str(Path.cwd()), "COOP_RETRAIN_CRON": settings.retrain_cron}
+    active = "false" if settings.serve_record is None else "true"
+    return {"COOP_PROJECT": str(Path.cwd()), "COOP_RETRAIN_CRON": settings.retrain_cron,
+            "COOP_WATCH_CRON": settings.watch_cron, "COOP_WATCH_ACTIVE": active}  # fmt: skip
 
 
 def _prefect(settings: Settings) -> str:

@@ -14,10 +14,11 @@ from coop_core.data.split import Split, SplitImage, read_split
 from coop_core.errors import ArtifactError
 from coop_core.features.examples import DecodedImages
 from coop_core.features.extract import load_features
-from coop_core.files import as_csv, read_json, read_tensors, write_json, write_text
+from coop_core.files import as_csv, read_json, read_tensors, write_json, write_tensors, write_text
 from coop_core.judging.classifier import LinearClassifier
 from coop_core.judging.confidence import at_temperature, selective
 from coop_core.judging.evaluation import Evaluation, evaluate
+from coop_core.judging.seen import Seen, seen_of, seen_of_nothing, spread
 from coop_core.params import Params, load_params
 from pipelines import console, paths
 from pipelines.settings import choose_device, load_settings
@@ -56,14 +57,15 @@ def main() -> None:
     backbone = prompt.load_backbone() if any(one.classifier is None for one in prompts) else None
 
     def learned(artifact: Artifact) -> np.ndarray:
-        return answers_of(artifact, split, features, backbone)
+        return answers_of(artifact, split, features, backbone)[0].numpy()
 
     method = params.method.name
+    answered, seen = answers_of(prompt, split, features, backbone)
     found = {
         "zero-shot": baseline("zero-shot"),
         "prompt ensemble": baseline("prompt ensemble"),
         "linear probe": baseline(f"linear probe {params.split.shots}"),
-        method: learned(prompt),
+        method: answered.numpy(),
     }
     evaluations = {name: judge(probabilities) for name, probabilities in found.items()}
     few_shot_curve = [
@@ -88,6 +90,7 @@ def main() -> None:
     write_json(paths.EVALUATION / "evaluation.json", report)
     write_text(paths.EVALUATION / "predictions.csv", predictions(split.test, found, method=method))
     write_json(paths.METRICS, headline(evaluations))
+    write_tensors(paths.REFERENCE, reference_of(prompt, split, answered, seen).tensors())
 
 
 def write_not_judged(params: Params, split: Split) -> None:
@@ -96,19 +99,32 @@ def write_not_judged(params: Params, split: Split) -> None:
     write_json(paths.EVALUATION / "evaluation.json", report)
     write_text(paths.EVALUATION / "predictions.csv", predictions((), {}, method=params.method.name))
     write_json(paths.METRICS, {"not_judged": NO_LABELLED_IMAGES})
+    write_tensors(paths.REFERENCE, seen_of_nothing().tensors())
     log.warning("%s was not judged: %s", split.dataset_name, NO_LABELLED_IMAGES)
 
 
-def answers_of(prompt: Artifact, split: Split, features: torch.Tensor, backbone: Backbone | None) -> np.ndarray:
-    """Its probabilities for the test images (n, c), from their features (n, d) or, where it reads them, from pixels.
+def answers_of(
+    prompt: Artifact, split: Split, features: torch.Tensor, backbone: Backbone | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Its probabilities for the test images (n, c), from their features (n, d) or, where it reads them, from pixels;
+    and the features that it answered from.
 
     `backbone` is for answers from features that need one.
     """
     if prompt.reads == "features":
-        return answerer(prompt, backbone=backbone).probabilities(features).numpy()
+        return answerer(prompt, backbone=backbone).with_features(features)
     backbone = prompt.load_backbone(device=choose_device(load_settings()))
     images = DecodedImages(split.test, paths.RAW, backbone.transform, backbone.device)
-    return answerer(prompt, backbone=backbone).of_examples(images).numpy()
+    return answerer(prompt, backbone=backbone).of_examples_with_features(images)
+
+
+def reference_of(prompt: Artifact, split: Split, probabilities: torch.Tensor, features: torch.Tensor) -> Seen:
+    """What the prompt saw of a part of the test images, of every class."""
+    rows = spread(len(split.test))
+    images = [split.test[row].digest for row in rows]
+    return seen_of(
+        features[rows], probabilities[rows], images, class_names=prompt.class_names, threshold=prompt.threshold
+    )
 
 
 def read_baselines() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -17,6 +17,7 @@ from coop_core.errors import ArtifactError
 from coop_core.files import digest_json, read_json, write_json
 from coop_core.judging.transfer import collect
 from coop_core.params import Params, flat, load_params
+from coop_core.reference import add_reference
 from pipelines import console, paths
 from pipelines.records.runs import DatasetInput, RunRecord, run_link, track
 from pipelines.records.server import open_records
@@ -33,6 +34,7 @@ def main() -> None:
         raise ArtifactError(f"{paths.REPORT / 'report.html'} is missing: run the stage that writes it with `dvc repro`")
     with tempfile.TemporaryDirectory() as folder:
         prompt = with_metrics(paths.PROMPT, Path(folder) / "prompt", evaluation)
+        add_reference(prompt, paths.REFERENCE)
         tracked = track(make_record(evaluation, prompt, flow_run=records.settings.flow_run), records)
     write_json(paths.TRACKED, {**asdict(tracked), "tracking_uri": records.address})
     console.console.print(headline_table(evaluation))
