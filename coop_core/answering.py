@@ -26,19 +26,16 @@ class Answerer:
         answers: LinearClassifier | Learner,
         *,
         class_names: Sequence[str],
+        reads: Reads = "features",
         features: Callable[[Tensor], Tensor] | None = None,
         temperature: float = 1.0,
         threshold: float = 0.0,
     ) -> None:
         """`features`: what a method's own image tower says of pixels, where it reads them."""
         self._answers, self.class_names, self._features = answers, tuple(class_names), features
+        self.reads = reads
         self._temperature, self.threshold = temperature, threshold
         """Of probabilities, the least that is an answer."""
-
-    @property
-    def reads(self) -> Reads:
-        """features or pixels, as `methods.Learner` has them."""
-        return "features" if self._features is None else "pixels"
 
     @property
     def prompts_per_image(self) -> int:
@@ -47,7 +44,7 @@ class Answerer:
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """What it reads, (n, d) or (n, 3, size, size), not normalised features -> (n, c), float32."""
+        """What it reads, (n, d), (n, p) or (n, 3, size, size), not normalised features -> (n, c), float32."""
         if self._features is not None:
             images = self._features(images)
         if isinstance(self._answers, LinearClassifier):
@@ -58,14 +55,15 @@ class Answerer:
 
     def of_examples(self, examples: Examples) -> Tensor:
         """Probabilities (n, c) of every image's test view, on the CPU; examples hold what it reads."""
-        if self.reads == "features":
+        if self.reads != "pixels":
             return self.probabilities(first_views(examples)).cpu()
         return torch.cat([self.probabilities(pixels).cpu() for pixels in first_views_in_turn(examples)])
 
 
 def answer_with(learner: Learner, *, class_names: Sequence[str]) -> Answerer:
     """A trained learner's answers, by what it collapses to where it does."""
-    return Answerer(collapsed(learner) or learner, class_names=class_names, features=_own_features(learner))
+    return Answerer(collapsed(learner) or learner, class_names=class_names, reads=learner.reads,
+                    features=_own_features(learner))  # fmt: skip
 
 
 def _own_features(learner: Any) -> Callable[[Tensor], Tensor] | None:
@@ -98,4 +96,4 @@ def answerer(
         return Answerer(artifact.classifier, class_names=names, **how)
     learner = restore_learner(artifact, backbone or artifact.load_backbone(), names, template=template, engine=engine)
     answers = artifact.classifier if is_own else collapsed(learner)
-    return Answerer(answers or learner, class_names=names, features=_own_features(learner), **how)
+    return Answerer(answers or learner, class_names=names, reads=learner.reads, features=_own_features(learner), **how)

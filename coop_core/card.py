@@ -34,6 +34,8 @@ class _BackboneFields(BaseModel):
     transform: _TransformFields
     batch_norm_folded: bool = False
     """How its features were computed; what was learned answers either way (docs/decisions/010)."""
+    projected_apart: bool = False
+    """The same, of the tower's last linear map."""
 
 
 class _AnsweringFields(BaseModel):
@@ -80,6 +82,7 @@ def make_card(
             "transform": asdict(backbone.transform),
             "transform_digest": backbone.transform.digest,
             "batch_norm_folded": backbone.folded > 0,
+            "projected_apart": backbone.projection is not None,
         },
         "engine": encoder.summary() if encoder else {},
         "answering": {

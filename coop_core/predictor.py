@@ -53,6 +53,9 @@ class Predictor:
         self.class_names = tuple(class_names or artifact.class_names)
         self._answerer = answerer(artifact, backbone=backbone, class_names=self.class_names)
 
+    def __repr__(self) -> str:
+        return f"Predictor({len(self.class_names)} classes, {self.backbone!r})"
+
     @classmethod
     def load(
         cls, folder: Path, *, class_names: Sequence[str] | None = None, device: torch.device | str = "cpu"
@@ -114,6 +117,8 @@ class Predictor:
         images = torch.from_numpy(views)
         if self._answerer.reads == "features":
             images = self.backbone.encode_images(images)
+        elif self._answerer.reads == "unprojected":
+            images = self.backbone.encode_unprojected(images)
         ranked = self._answerer.probabilities(images).sort(dim=-1, descending=True, stable=True)
         threshold = self._answerer.threshold
         return [

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # Rooms, lower lines first: a room knows nothing of higher ones, and rooms on one line know nothing of each other.
 ROOMS = {
     "coop_core": [
-        "errors memory",
+        "errors memory showing",
         "files",
         "data",
         "backbone",
@@ -47,7 +47,8 @@ INSIDE = {
         "given",
     ],
     "coop_core.backbone": [
-        "base blocks torchvision_operators efficientnet folding",
+        "blocks torchvision_operators efficientnet folding projection",
+        "base",
         "tokenizers towers",
         "mini open_clip_models",
     ],
@@ -67,7 +68,7 @@ INSIDE = {
     "coop_core.judging": ["classifier evaluation gate transfer", "baselines confidence", "pseudo_labels"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes defaults"],
-    "coop_core.sweeps": ["sweep", "trials", "choosing"],
+    "coop_core.sweeps": ["space", "sweep", "trials", "choosing"],
     "coop_core.reproduction": ["figures grid estimate", "comparison"],
     "pipelines.sources": ["storage catalogue", "datasets"],
     "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs"],

@@ -56,10 +56,13 @@ def pseudo_labels(
 
 
 def training_examples(
-    split: Split, features: np.ndarray, backbone: Backbone, *, shots: int, min_confidence: float | None = None
-) -> tuple[CachedFeatures, PseudoLabels | None]:
+    split: Split, features: np.ndarray, backbone: Backbone, *, shots: int, min_confidence: float | None = None,
+    unprojected: bool = False,
+) -> tuple[CachedFeatures, PseudoLabels | None]:  # fmt: skip
     """A split and its training images' features (n, views, d) -> `shots` images a class with their labels, or, where
     it has none, with those that zero-shot is surest of, which are said beside them.
+
+    `unprojected`: features are those before the tower's last linear map (n, views, p), and stay so.
 
     Raises
     ------
@@ -70,12 +73,14 @@ def training_examples(
     examples = CachedFeatures.of(images, features[: len(images)], device=backbone.device)
     if not split.is_unlabelled:
         return examples, None
-    return labelled_pool(split, examples.features, backbone, per_class=shots, min_confidence=min_confidence)
+    return labelled_pool(split, examples.features, backbone, per_class=shots, min_confidence=min_confidence,
+                         unprojected=unprojected)  # fmt: skip
 
 
 def labelled_pool(
-    split: Split, features: Tensor, backbone: Backbone, *, per_class: int, min_confidence: float | None = None
-) -> tuple[CachedFeatures, PseudoLabels]:
+    split: Split, features: Tensor, backbone: Backbone, *, per_class: int, min_confidence: float | None = None,
+    unprojected: bool = False,
+) -> tuple[CachedFeatures, PseudoLabels]:  # fmt: skip
     """A split without labels and its pool's features (n, views, d) -> examples in the pool's order, and their labels.
 
     Raises
@@ -84,7 +89,8 @@ def labelled_pool(
         When all images get one label, from which nothing can be learned.
     """
     classifier = zero_shot(backbone, split.class_names, split.template)
-    probabilities = classifier.probabilities(features[:, 0].float()).cpu().numpy()
+    seen = features[:, 0].float()
+    probabilities = classifier.probabilities(backbone.project(seen) if unprojected else seen).cpu().numpy()
     digests = [image.digest for image in split.train]
     found = pseudo_labels(probabilities, digests, per_class=per_class, min_confidence=min_confidence)
     if len(set(found.labels.tolist())) < 2:

@@ -85,7 +85,9 @@ def seconds_a_step(params: Params, backbone: Backbone, *, classes: int) -> float
     names = tuple(f"kind {number}" for number in range(classes))
     size = min(params.train.batch_size, classes * max(_shots(params)))
     labels = torch.arange(_STEPS * size) % classes
-    width = backbone.encode_images(torch.zeros(1, 3, backbone.transform.size, backbone.transform.size)).shape[1]
+    pixels = torch.zeros(1, 3, backbone.transform.size, backbone.transform.size)
+    encode = backbone.encode_unprojected if params.method.reads == "unprojected" else backbone.encode_images
+    width = encode(pixels).shape[1]
     drawn = torch.randn(len(labels), 1, width, generator=torch.Generator().manual_seed(0))
     images = tuple(SplitImage(str(row), int(label), str(row)) for row, label in enumerate(labels))
     said = tuple((f"this shows {name}.", f"an image of {name}.") for name in names)

@@ -129,7 +129,7 @@ def try_heads(
     own = params.method
     methods = [own if method.name == own.name and not getattr(method, "fine_tune", False) else method
                for method in methods]  # fmt: skip
-    if own not in methods and own.reads == "features" and params.split.unlabelled is None:
+    if own not in methods and own.reads != "pixels" and params.split.unlabelled is None:
         methods.append(own)
     found: list[Candidate] = []
     for method in methods:

@@ -30,7 +30,7 @@ from coop_core.judging import baselines
 from coop_core.judging.evaluation import evaluate
 from coop_core.judging.pseudo_labels import labelled_pool
 from coop_core.methods import Examples, Task, load_method
-from coop_core.methods.learner import first_views
+from coop_core.methods.learner import first_views, projected
 from coop_core.params import BackboneParams, Params
 from coop_core.preparing import prepare
 from coop_core.training import Epoch, Training, fit_together, generator_for
@@ -89,7 +89,7 @@ class _Prepared:
     zero_shot_accuracy: float
     backbone: Backbone
     targets: dict[str, tuple[Target, Tensor]]
-    """Further test sets by name, with the features (n, d) of their images."""
+    """Further test sets by name, with the features of their images as the method reads them: (n, d) or (n, p)."""
     roots: dict[str, Path]
     """Where their images are."""
 
@@ -158,7 +158,7 @@ class TrialRunner:
             return CachedFeatures(features, _labels(images, backbone))
 
         test = cached(split.test)
-        zero_shot = self._zero_shot(backbone, split, test)
+        zero_shot = self._zero_shot(backbone, split, test, params)
         if params.method.reads == "pixels":
             train, *others = (
                 DecodedImages(images, dataset.root, backbone.transform, backbone.device, views, params.seed)
@@ -169,7 +169,7 @@ class TrialRunner:
         if split.is_unlabelled:
             learned_from, _ = labelled_pool(
                 split, learned_from.features, backbone, per_class=split.shots,
-                min_confidence=params.split.min_confidence,
+                min_confidence=params.split.min_confidence, unprojected=params.method.reads == "unprojected",
             )  # fmt: skip
         return Materials(backbone, split, learned_from, cached(split.val), test, zero_shot)
 
@@ -203,7 +203,9 @@ class TrialRunner:
     def _features(
         self, backbone: Backbone, dataset: Dataset, images: Sequence[SplitImage], params: Params, *, views: int
     ) -> Tensor:
-        """(n, views, d) on the device; one process computes at a time, the others find it done."""
+        """As the method reads them, (n, views, d) or (n, views, p), on the device; one process computes at a time, the
+        others find it done."""
+        unprojected = params.method.reads == "unprojected" and backbone.projection is not None
 
         def compute() -> Tensor:
             self.store_folder.mkdir(parents=True, exist_ok=True)
@@ -213,18 +215,19 @@ class TrialRunner:
                 target = Path(folder) / "features.npy"
                 extract_features(
                     backbone, images, root=dataset.root, target=target, store_folder=self.store_folder, views=views,
-                    seed=params.seed, batch_size=params.features.batch_size,
+                    seed=params.seed, batch_size=params.features.batch_size, unprojected=unprojected,
                 )  # fmt: skip
                 return torch.from_numpy(np.array(read_array(target))).to(backbone.device)
 
         drawn_by = params.seed if views > 1 else None
         digest = digest_json([image.digest for image in images])
-        return self._keep(("features", feature_key(backbone), digest, views, drawn_by), compute)
+        return self._keep(("features", feature_key(backbone), digest, views, drawn_by, unprojected), compute)
 
-    def _zero_shot(self, backbone: Backbone, split: Split, test: CachedFeatures) -> float:
+    def _zero_shot(self, backbone: Backbone, split: Split, test: CachedFeatures, params: Params) -> float:
         def compute() -> float:
             classifier = baselines.zero_shot(backbone, split.class_names, split.template)
-            return float((classifier.logits(first_views(test)).argmax(1) == test.labels).float().mean())
+            features = projected(first_views(test), backbone, reads=params.method.reads)
+            return float((classifier.logits(features).argmax(1) == test.labels).float().mean())
 
         return self._keep(("zero-shot", feature_key(backbone), split.class_names, split.template, split.test_digest),
                           compute)  # fmt: skip
@@ -278,8 +281,9 @@ def _judge_target(
         return {}
     labels = torch.tensor(target.labels)
     pixels = DecodedImages(target.images, root, one.backbone.transform, one.backbone.device)
-    own = answers.probabilities(features) if answers.reads == "features" else answers.of_examples(pixels)
+    own = answers.of_examples(pixels) if answers.reads == "pixels" else answers.probabilities(features)
     zero_shot = baselines.zero_shot(one.backbone, target.class_names, target.template)
+    features = projected(features, one.backbone, reads=answers.reads)
     found = {"learned": own, "zero_shot": zero_shot.probabilities(features)}
     return {name: float((its.argmax(1).cpu() == labels).float().mean()) for name, its in found.items()}
 

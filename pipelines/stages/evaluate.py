@@ -84,11 +84,14 @@ def main() -> None:
 
 
 def answers_of(prompt: Artifact, split: Split, features: torch.Tensor, backbone: Backbone | None) -> np.ndarray:
-    """Its probabilities for the test images (n, c), from their features (n, d) or, where it reads them, from pixels.
+    """Its probabilities for the test images (n, c), from their features (n, d) or from what it reads in their place.
 
     `backbone` is for answers from features that need one.
     """
-    if prompt.reads == "features":
+    if prompt.reads == "unprojected":
+        seen = load_features(paths.FEATURES, "test", split, key=prompt.feature_key, unprojected=True)[:, 0]
+        features = torch.from_numpy(np.array(seen))                               # (n, p)
+    if prompt.reads != "pixels":
         return answerer(prompt, backbone=backbone).probabilities(features).numpy()
     backbone = prompt.load_backbone(device=choose_device(load_settings()))
     images = DecodedImages(split.test, paths.RAW, backbone.transform, backbone.device)
