@@ -1,6 +1,6 @@
 """Choosing by validation images: data sets, shots and seeds -> what was taken, beside zero-shot and the best by test.
 
-    python benchmarks/choosing.py PATH ... [--shots 1 2 4 8 16] [--seeds 1 2 3] [--heads class_mean gda ...] [--json FILE]
+    python benchmarks/choosing.py PATH ... [--shots 1 2 4 8 16] [--seeds 1 2 3] [--heads class_mean ...] [--json FILE]
 
 What FILE holds already is not tried again, so that a long table can be made in pieces. `behind` is what the choice lost
 against the head that would have been best on the test images, which nobody knows before. A line names every choice that

@@ -3,8 +3,9 @@
     python benchmarks/heads.py PATH ... --set features.views=8 split.test_per_class=null
     ... --shots 1 2 4 8 16 --seeds 1 2 3 --heads GDA CLAP --json FILE
 
-What FILE holds already is not trained again, so that a long table can be made in pieces. Features are computed before anything is timed. Every number of shots has a split of its own, whose validation images
-(at most 4 a class, at most the shots) are all that a head may choose by; test images are the same for all.
+What FILE holds already is not trained again, so that a long table can be made in pieces. Features are computed before
+anything is timed. Every number of shots has a split of its own, whose validation images (at most 4 a class, at most the
+shots) are all that a head may choose by; test images are the same for all.
 """
 
 import argparse

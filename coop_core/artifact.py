@@ -44,8 +44,8 @@ class Artifact:
         """For people: tensors and card would fill pages."""
         backbone, data = self.card["backbone"], self.card.get("data", {})
         learned = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.state.items())
-        return (f"Artifact({self.card['method'].get('name')!r} on {backbone['architecture']}, "
-                f"{len(self.class_names)} classes of {data.get('name')!r}: {learned or 'nothing learned'})")  # fmt: skip
+        return (f"Artifact({self.card['method'].get('name')!r} on {backbone['architecture']}, {len(self.class_names)} "
+                f"classes of {data.get('name')!r}: {learned or 'nothing learned'})")  # fmt: skip
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ _SECONDS = 0.2
 class ProgressBar:
     """For `PromptClassifier(progress=ProgressBar())`: one bar for each thing that is done.
 
-    A notebook shows it in the cell's output, without a widget to install. Outside a notebook and a terminal it is silent.
+    A notebook shows it in the cell's output, with no widget to install. Outside a notebook and a terminal it is silent.
     """
 
     def __init__(self) -> None:

@@ -74,8 +74,9 @@ def judge(
 ) -> dict[str, Tensor]:
     """Probabilities (n, c) of each classifier for a target's features (n, d), the method's own last.
 
-    Where the method reads what comes before the image tower's last linear map, that is what is given (n, p). `pixels` are the same images for a method that reads them. `known` are classifiers of fixed classes with their
-    names: one answers here when its classes cover the target's.
+    Where the method reads what comes before the image tower's last linear map, that is what is given (n, p). `pixels`
+    are the same images for a method that reads them. `known` are classifiers of fixed classes with their names: one
+    answers here when its classes cover the target's.
     """
     names = target.class_names
     classifiers = {

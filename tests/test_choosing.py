@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -93,6 +94,22 @@ def test_what_a_head_sets_by_validation_images_is_judged_on_others(zoo, dataset,
     assert seen == [12, 6, 6]
     assert len(own.hits) == 12
     assert {one.method.name for one in heard} == {"gda", "coop"}  # the project's own method is among them
+
+
+def test_a_head_that_sets_nothing_by_validation_images_is_fitted_once(zoo, dataset, tmp_path, monkeypatch) -> None:
+    fitted: list[str] = []
+    train = TrialRunner.train
+
+    def count(self: Any, params: Any, found: Any, **how: Any) -> Any:
+        fitted.append(params.method.name)
+        return train(self, params, found, **how)
+
+    monkeypatch.setattr(TrialRunner, "train", count)
+    params = toy_params(zoo.architecture("flat"), split={"shots": 4}, method={"name": "probe", "epochs": 5})
+    heads = [{"name": "zero_shot"}, {"name": "prolip", "steps": 5}, {"name": "linear_probe"}, {"name": "tip_adapter"}]
+    try_heads(params, dataset, TrialRunner(store_folder=tmp_path / "store", device="cpu"), heads=heads)
+
+    assert Counter(fitted) == {"zero_shot": 1, "prolip": 1, "probe": 1, "linear_probe": 3, "tip_adapter": 3}
 
 
 def test_a_head_that_cannot_be_is_left_out_and_told(zoo, dataset, tmp_path) -> None:

@@ -56,7 +56,7 @@ def test_what_people_look_at_in_a_notebook_is_a_line(tmp_path, monkeypatch):
     shown = [repr(its) for its in (fitted.split_, fitted.artifact_, fitted.predictor_, fitted.predictor_.backbone)]
 
     assert shown == [
-        "Split('photos', 4 classes, seed 1: 32 train, 16 val, 0 test images)",
+        "Split('photos', 4 classes, seed 1: 32 train, 16 val, 32 test images)",
         "Artifact('gda' on mini, 4 classes of 'photos': alpha (), features (32, 1280), labels (32,))",
         "Predictor(4 classes, Backbone('mini (imagenet-minilm)' on cpu, 224 x 224 pixels))",
         "Backbone('mini (imagenet-minilm)' on cpu, 224 x 224 pixels)",
@@ -88,7 +88,7 @@ def notebook(monkeypatch) -> Display:
 
 def test_a_bar_in_a_notebook_moves_in_its_place_and_ends_full(notebook):
     show = ProgressBar()
-    for done in range(0, 101):
+    for done in range(101):
         show("images <checked>", done, 100)
 
     assert in_notebook()

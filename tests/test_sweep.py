@@ -161,7 +161,7 @@ def test_the_patch_of_a_method_that_wins_leaves_nothing_of_the_former(tmp_path, 
     ("space", "sentence"),
     [
         ({"method.name": ["gda", "coop"], "method.n_context": [4]},
-         r"method.n_context is not a parameter of gda: to try several methods, list whole sections, such as method: \["),
+         r"method.n_context is not a parameter of gda: to try several methods, list whole sections, such as"),
         ({"method.name": ["gdaa"]}, "name is 'gdaa', but the methods are: "),
         ({"method": [{"name": "gda", "n_context": 4}]}, "n_context is not a known key"),
         ({"method": ["gda"]}, "method is a section, but one of its values is 'gda'"),

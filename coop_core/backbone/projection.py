@@ -40,7 +40,7 @@ def split_projection(tower: nn.Module) -> Projection | None:
         return Projection(_with(tower, "proj", None), visual.proj.detach().float())
     if kind == "ModifiedResNet" and type(visual.attnpool).__name__ == "AttentionPool2d":
         pool = visual.attnpool
-        plain = _with(pool, "c_proj", _identity(pool.c_proj))                     # its weights are read, it is not called
+        plain = _with(pool, "c_proj", _identity(pool.c_proj))                     # not called: its weights are read
         return _of_linear(_with(tower, "attnpool", plain), pool.c_proj)
     if kind == "TimmModel" and list(dict(visual.head.named_children())) == ["drop", "proj"]:
         return _of_linear(_with(tower, "head", nn.Identity().eval()), visual.head.proj)
@@ -54,9 +54,10 @@ def _of_linear(tower: nn.Module, last: nn.Linear) -> Projection:
 
 def _identity(like: nn.Linear) -> nn.Linear:
     """Of the width that it is given, so that its product is exact."""
-    width = like.in_features
-    found = nn.Linear(width, width, bias=False, device=like.weight.device, dtype=like.weight.dtype)
-    found.weight = nn.Parameter(torch.eye(width, device=like.weight.device, dtype=like.weight.dtype), requires_grad=False)
+    width: int = like.in_features
+    how: dict[str, Any] = {"device": like.weight.device, "dtype": like.weight.dtype}
+    found = nn.Linear(width, width, bias=False, **how)
+    found.weight = nn.Parameter(torch.eye(width, **how), requires_grad=False)
     return found.eval()
 
 

@@ -1,11 +1,12 @@
 """Choosing: every head on the same images -> the one to take, by validation images alone.
 
 A head that sets something by the validation images (a weight beside zero-shot, a strength of regularisation) would be
-flattered by them, so it is fitted twice: by one half of them and judged on the other. Its paired difference from the
-best, in standard errors, says whether the images tell the two apart; of those they do not, the cheapest is taken. Test
-accuracy is shown last and decides nothing.
+flattered by them, so it is fitted twice more: by one half of them and judged on the other. Its paired difference from
+the best, in standard errors, says whether the images tell the two apart; of those they do not, the cheapest is taken.
+Test accuracy is shown last and decides nothing.
 """
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -150,7 +151,7 @@ def _tried(params: Params, dataset: Dataset, runner: TrialRunner) -> Candidate:
     fit(training)
     seconds, learner = time.monotonic() - started, training.learner
     answers = answer_with(learner, class_names=materials.split.class_names)
-    probabilities = (_cross_fitted(params, materials, runner) if is_built(learner)
+    probabilities = (_cross_fitted(params, materials, runner) if sets_by_validation(params.method.name)
                      else answers.of_examples(materials.val))  # fmt: skip
     labels = materials.val.labels.cpu()
     judged = evaluate(probabilities.numpy(), labels.numpy(), materials.split.class_names)
@@ -167,6 +168,11 @@ def _tried(params: Params, dataset: Dataset, runner: TrialRunner) -> Candidate:
         is_built=is_built(learner),
         test_accuracy=float(test.double().mean()),
     )
+
+
+def sets_by_validation(method: str) -> bool:
+    """Whether a method sets something by the validation images: they are handed to its `build`."""
+    return "validation" in inspect.signature(load_method(method).build).parameters
 
 
 def _cross_fitted(params: Params, materials: Materials, runner: TrialRunner) -> Tensor:

@@ -75,8 +75,8 @@ def _of_method(own: Values, value: Values) -> Values:
 
 
 def _not_of_method(name: str, section: Values) -> ParamsError:
-    return ParamsError(f"sweep.space: {name} is not a parameter of {section['name']}: to try several methods, list whole "
-                       "sections, such as method: [{name: gda}, {name: coop, n_context: 4}]")  # fmt: skip
+    return ParamsError(f"sweep.space: {name} is not a parameter of {section['name']}: to try several methods, list "
+                       "whole sections, such as method: [{name: gda}, {name: coop, n_context: 4}]")  # fmt: skip
 
 
 def _unknown(name: str) -> ParamsError:

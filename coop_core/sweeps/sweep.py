@@ -195,7 +195,8 @@ def winner(params: Params, results: Sequence[Result]) -> Row | None:
 def winning_values(params: Params, row: Row) -> Values:
     """What to set in params.yaml so that `dvc repro` makes the winner: leaf by leaf, where it differs.
 
-    A method of another name is one whole section, because what the former had besides is none of its. The seed stays that of params.yaml if the sweep trained with it, else it is the sweep's first.
+    A method of another name is one whole section, because what the former had besides is none of its. The seed stays
+    that of params.yaml if the sweep trained with it, else it is the sweep's first.
     """
     seeds = [result.trial.params.seed for result in row.results]
     seed = params.seed if params.seed in seeds else seeds[0]
