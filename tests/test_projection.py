@@ -185,7 +185,7 @@ def test_the_stages_learn_and_judge_before_the_map(project, zoo):
     assert json.loads((project / "artifacts/features/card.json").read_text())["is_projected"] is True
     assert json.loads((project / "artifacts/prompt/card.json").read_text())["learned"] == {"change": [32, 24]}
 
-    for place, folder, names in (("own", "data/raw", None), ("again", ".", ["a wall", "green field", "blue lake"])):
+    for place, folder, names in (("own", "data/raw", None), ("again", ".", ["blue lake", "green field", "a wall"])):
         predictor = Predictor.load(project / "artifacts/prompt", class_names=names)
         with (project / f"artifacts/judged/{place}/predictions.csv").open() as file:
             rows = list(csv.DictReader(file))

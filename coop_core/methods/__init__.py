@@ -39,6 +39,9 @@ class MethodParams(BaseModel):
     name: str
     reads: ClassVar[Reads] = "features"
     """What its learner reads."""
+    knows_texts: ClassVar[bool] = True
+    """Whether it starts from, or answers by, class texts: one that knows images alone falls far below zero-shot where
+    there are few of them."""
 
     @property
     def is_searched(self) -> bool:
