@@ -133,13 +133,14 @@ def judged(params: Params, dataset: Dataset, backbone: Backbone, store: Path) ->
 
 
 def features(
-    backbone: Backbone, dataset: Dataset, images: Any, params: Params, store: Path, *, views: int = 1
-) -> np.ndarray:
-    """(n, views, d)"""
+    backbone: Backbone, dataset: Dataset, images: Any, params: Params, store: Path, *, views: int = 1,
+    unprojected: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """(n, views, d), or what comes before the tower's last linear map (n, views, p)"""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "features.npy"
         extract_features(backbone, images, root=dataset.root, target=target, store_folder=store, views=views,
-                         seed=params.seed)  # fmt: skip
+                         seed=params.seed, unprojected=unprojected)  # fmt: skip
         return np.array(read_array(target))
 
 

@@ -26,19 +26,16 @@ class Answerer:
         answers: LinearClassifier | Learner,
         *,
         class_names: Sequence[str],
+        reads: Reads = "features",
         features: Callable[[Tensor], Tensor] | None = None,
         temperature: float = 1.0,
         threshold: float = 0.0,
     ) -> None:
         """`features`: what a method's own image tower says of pixels, where it reads them."""
         self._answers, self.class_names, self._features = answers, tuple(class_names), features
+        self.reads = reads
         self._temperature, self.threshold = temperature, threshold
         """Of probabilities, the least that is an answer."""
-
-    @property
-    def reads(self) -> Reads:
-        """features or pixels, as `methods.Learner` has them."""
-        return "features" if self._features is None else "pixels"
 
     @property
     def prompts_per_image(self) -> int:
@@ -46,7 +43,7 @@ class Answerer:
         return getattr(self._answers, "prompts_per_image", 0)
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """What it reads, (n, d) or (n, 3, size, size), not normalised features -> (n, c), float32."""
+        """What it reads, (n, d), (n, p) or (n, 3, size, size), not normalised features -> (n, c), float32."""
         return self.with_features(images)[0]
 
     @torch.no_grad()
@@ -65,7 +62,7 @@ class Answerer:
 
     def of_examples_with_features(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """The same, and the features (n, d)."""
-        batches = [first_views(examples)] if self.reads == "features" else first_views_in_turn(examples)
+        batches = first_views_in_turn(examples) if self.reads == "pixels" else [first_views(examples)]
         found = [[its.cpu() for its in self.with_features(images)] for images in batches]
         probabilities, features = (torch.cat(its) for its in zip(*found, strict=True))
         return probabilities, features
@@ -73,7 +70,8 @@ class Answerer:
 
 def answer_with(learner: Learner, *, class_names: Sequence[str]) -> Answerer:
     """A trained learner's answers, by what it collapses to where it does."""
-    return Answerer(collapsed(learner) or learner, class_names=class_names, features=_own_features(learner))
+    return Answerer(collapsed(learner) or learner, class_names=class_names, reads=learner.reads,
+                    features=_own_features(learner))  # fmt: skip
 
 
 def _own_features(learner: Any) -> Callable[[Tensor], Tensor] | None:
@@ -106,4 +104,4 @@ def answerer(
         return Answerer(artifact.classifier, class_names=names, **how)
     learner = restore_learner(artifact, backbone or artifact.load_backbone(), names, template=template, engine=engine)
     answers = artifact.classifier if is_own else collapsed(learner)
-    return Answerer(answers or learner, class_names=names, features=_own_features(learner), **how)
+    return Answerer(answers or learner, class_names=names, reads=learner.reads, features=_own_features(learner), **how)

@@ -41,6 +41,13 @@ class Artifact:
     classifier: LinearClassifier | None
     """What it collapses to for its own classes; None where the answer to an image needs the method itself."""
 
+    def __repr__(self) -> str:
+        """For people: tensors and card would fill pages."""
+        backbone, data = self.card["backbone"], self.card.get("data", {})
+        learned = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.state.items())
+        return (f"Artifact({self.card['method'].get('name')!r} on {backbone['architecture']}, {len(self.class_names)} "
+                f"classes of {data.get('name')!r}: {learned or 'nothing learned'})")  # fmt: skip
+
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.card["class_names"])
@@ -71,7 +78,8 @@ class Artifact:
     def feature_key(self) -> str:
         """`features.feature_key` of the backbone that the card names."""
         ours = self.card["backbone"]
-        return key_of(ours["weights_digest"], self.transform, folded=ours.get("batch_norm_folded", False))
+        return key_of(ours["weights_digest"], self.transform, folded=ours.get("batch_norm_folded", False),
+                      projected_apart=ours.get("projected_apart", False))  # fmt: skip
 
     @property
     def transform(self) -> ImageTransform:

@@ -34,6 +34,8 @@ class _BackboneFields(BaseModel):
     transform: _TransformFields
     batch_norm_folded: bool = False
     """How its features were computed; what was learned answers either way (docs/decisions/010)."""
+    projected_apart: bool = False
+    """The same, of the tower's last linear map."""
 
 
 class _AnsweringFields(BaseModel):
@@ -106,6 +108,7 @@ def backbone_facts(backbone: Backbone) -> dict[str, Any]:
         "transform": asdict(backbone.transform),
         "transform_digest": backbone.transform.digest,
         "batch_norm_folded": backbone.folded > 0,
+        "projected_apart": backbone.projection is not None,
     }
 
 

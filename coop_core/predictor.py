@@ -66,6 +66,9 @@ class Predictor:
         self._with_features = with_features
         self._answerer = answerer(artifact, backbone=backbone, class_names=self.class_names)
 
+    def __repr__(self) -> str:
+        return f"Predictor({len(self.class_names)} classes, {self.backbone!r})"
+
     @classmethod
     def load(
         cls, folder: Path, *, class_names: Sequence[str] | None = None, device: torch.device | str = "cpu"
@@ -127,6 +130,8 @@ class Predictor:
         images = torch.from_numpy(views)
         if self._answerer.reads == "features":
             images = self.backbone.encode_images(images)
+        elif self._answerer.reads == "unprojected":
+            images = self.backbone.encode_unprojected(images)
         probabilities, features = self._answerer.with_features(images)
         ranked, threshold = probabilities.sort(dim=-1, descending=True, stable=True), self._answerer.threshold
         kept = list(small(features)) if self._with_features else [None] * len(images)

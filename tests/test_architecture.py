@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # Rooms, lower lines first: a room knows nothing of higher ones, and rooms on one line know nothing of each other.
 ROOMS = {
     "coop_core": [
-        "errors memory",
+        "errors memory showing",
         "files conversion",
         "data",
         "backbone",
@@ -47,7 +47,8 @@ INSIDE = {
         "given",
     ],
     "coop_core.backbone": [
-        "base blocks torchvision_operators efficientnet folding",
+        "blocks torchvision_operators efficientnet folding projection",
+        "base",
         "tokenizers towers",
         "mini open_clip_models",
     ],
@@ -70,7 +71,7 @@ INSIDE = {
     "coop_core.report": ["style", "pictures findings gallery drift", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes defaults"],
     "coop_core.exchange": ["portable dassl", "exported imported"],
-    "coop_core.sweeps": ["sweep", "trials", "choosing"],
+    "coop_core.sweeps": ["space", "sweep", "trials", "choosing"],
     "coop_core.reproduction": ["figures grid estimate", "comparison"],
     "pipelines.sources": ["storage catalogue", "datasets"],
     "pipelines.records": [

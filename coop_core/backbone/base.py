@@ -1,7 +1,7 @@
 """What a backbone offers: pixels -> image features, prompt embeddings -> text features.
 
 Dimensions everywhere: n images or prompts, c classes, m context vectors, l token slots, w text width,
-d joint width.
+d joint width, p width before the image tower's last linear map.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from coop_core.backbone.projection import Projection
 from coop_core.data.views import ImageTransform
 from coop_core.errors import BackboneError, PromptError
 from coop_core.files import digest_bytes, digest_json
@@ -116,6 +117,12 @@ class Backbone:
     """What reads class texts where no prompt can be injected; None where the text tower takes prompts."""
     refusal: str = ""
     """Why not, as a sentence."""
+    projection: Projection | None = None
+    """The image tower's last linear map, apart from what comes before it; None where there is none."""
+
+    def __repr__(self) -> str:
+        """For people: towers would fill pages."""
+        return f"Backbone({self.name!r} on {self.device}, {self.transform.size} x {self.transform.size} pixels)"
 
     @property
     def name(self) -> str:
@@ -126,11 +133,20 @@ class Backbone:
         if self.sentence_tower is not None:
             raise BackboneError(self.refusal)
 
-    @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (n, 3, size, size) -> features (n, d), float32, not L2-normalised, without gradient."""
+        return self.project(self.encode_unprojected(pixels))
+
+    @torch.no_grad()
+    def encode_unprojected(self, pixels: Tensor) -> Tensor:
+        """The same before the last linear map (n, p); the features themselves where the tower has no such map."""
+        tower = self.projection.tower if self.projection else self.image_tower
         with full_float32(self.device):
-            return self.image_tower(pixels.to(self.device, getattr(torch, self.image_precision))).float()
+            return tower(pixels.to(self.device, getattr(torch, self.image_precision))).float()
+
+    def project(self, unprojected: Tensor) -> Tensor:
+        """What `encode_unprojected` gave (..., p) -> features (..., d)."""
+        return self.projection(unprojected) if self.projection else unprojected
 
     @cached_property
     def text_tower(self) -> TextTower:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze, in_precision
 from coop_core.backbone.folding import fold_batch_norms
+from coop_core.backbone.projection import split_projection
 from coop_core.backbone.tokenizers import from_hugging_face, from_simple_tokenizer, token_counter
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import CausalTextTower, PaddedTextTower, WholeSentences
@@ -56,6 +57,7 @@ def load_open_clip(
         folded=folded,
         sentence_tower=None if takes_prompts else _sentence_tower(open_clip, architecture, model, device),
         refusal="" if takes_prompts else _refusal(family),
+        projection=split_projection(model.visual) if type(model).__name__ != "CoCa" else None,
     )
 
 

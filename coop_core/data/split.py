@@ -50,6 +50,11 @@ class Split:
     descriptions: tuple[tuple[str, ...], ...] = ()
     """Sentences a class, as in the data set; empty where it has none."""
 
+    def __repr__(self) -> str:
+        """For people: images would fill pages."""
+        sizes = ", ".join(f"{len(getattr(self, name))} {name}" for name in ("train", "val", "test"))
+        return f"Split({self.dataset_name!r}, {len(self.class_names)} classes, seed {self.seed}: {sizes} images)"
+
     @property
     def is_unlabelled(self) -> bool:
         """Whether the training images are a pool without labels."""

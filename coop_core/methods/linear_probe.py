@@ -3,7 +3,7 @@
 Its strength of regularisation is chosen on the validation images (`judging.baselines.linear_probe`).
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from coop_core.methods.learner import Fixed
 
 class Params(MethodParams):
     name: Literal["linear_probe"] = "linear_probe"
+    knows_texts: ClassVar[bool] = False
     steps: int = Field(default=8, ge=0, le=32)
     """Refinement steps of the search for the regularisation after its first grid."""
 

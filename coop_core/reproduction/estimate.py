@@ -147,7 +147,8 @@ def _prepared(
     on_epoch: Callable[[Any], object] = lambda epoch: None,
 ) -> Any:  # fmt: skip
     """A training on random features."""
-    width = backbone.encode_images(torch.zeros(1, 3, backbone.transform.size, backbone.transform.size)).shape[1]
+    encode = backbone.encode_unprojected if params.method.reads == "unprojected" else backbone.encode_images
+    width = encode(torch.zeros(1, 3, backbone.transform.size, backbone.transform.size)).shape[1]
     examples, validation = (
         CachedFeatures(
             torch.randn(count, 1, width, generator=generator_for(0, name)).to(backbone.device),

@@ -106,12 +106,15 @@ def write_not_judged(params: Params, split: Split) -> None:
 def answers_of(
     prompt: Artifact, split: Split, features: torch.Tensor, backbone: Backbone | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Its probabilities for the test images (n, c), from their features (n, d) or, where it reads them, from pixels;
+    """Its probabilities for the test images (n, c), from their features (n, d) or from what it reads in their place;
     and the features that it answered from.
 
     `backbone` is for answers from features that need one.
     """
-    if prompt.reads == "features":
+    if prompt.reads == "unprojected":
+        seen = load_features(paths.FEATURES, "test", split, key=prompt.feature_key, unprojected=True)[:, 0]
+        features = torch.from_numpy(np.array(seen))                               # (n, p)
+    if prompt.reads != "pixels":
         return answerer(prompt, backbone=backbone).with_features(features)
     backbone = prompt.load_backbone(device=choose_device(load_settings()))
     images = DecodedImages(split.test, paths.RAW, backbone.transform, backbone.device)

@@ -4,9 +4,7 @@ Where the training images have labels, an empty file that says so, and no backbo
 """
 
 import logging
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +12,7 @@ import torch
 from coop_core.backbone import Backbone
 from coop_core.data.dataset import read_dataset
 from coop_core.data.split import Split, located, read_split
-from coop_core.features.extract import extract_features, feature_key, load_features
-from coop_core.files import read_array
+from coop_core.features.extract import feature_key, features_in_memory, load_features
 from coop_core.judging.label_file import write_labels
 from coop_core.judging.pseudo_labels import Labeller, answer_pool, label_pool
 from coop_core.params import Params, load_params
@@ -51,17 +48,12 @@ def answers_of(params: Params, split: Split, settings: Settings) -> Iterator[tup
 
 def features_of(split: Split, params: Params, backbone: Backbone, settings: Settings) -> torch.Tensor:
     """The pool's image features (n, d) by a further backbone, from the store where it has them."""
-    store = settings.cache_folder / paths.FEATURE_STORE
-    store.mkdir(parents=True, exist_ok=True)
     images = located(split.train, read_dataset(paths.RAW))
-    with (
-        console.progress(f"features by {backbone.name}", len(images)) as update,
-        tempfile.TemporaryDirectory(dir=store) as folder,
-    ):
-        file = Path(folder) / "features.npy"
-        extract_features(backbone, images, root=paths.RAW, target=file, store_folder=store,
-                         batch_size=params.features.batch_size, progress=update)  # fmt: skip
-        return torch.from_numpy(np.array(read_array(file))[:, 0]).to(backbone.device)
+    with console.progress(f"features by {backbone.name}", len(images)) as update:
+        return features_in_memory(
+            backbone, images, root=paths.RAW, store_folder=settings.cache_folder / paths.FEATURE_STORE,
+            batch_size=params.features.batch_size, progress=update,
+        )[:, 0]  # fmt: skip
 
 
 if __name__ == "__main__":

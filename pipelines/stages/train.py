@@ -130,14 +130,16 @@ def examples_for(
     if params.method.reads == "pixels":
         images = split.shots_subset(shots)
         return DecodedImages(images, paths.RAW, backbone.transform, backbone.device, FRESH, params.seed)
-    features = load_features(paths.FEATURES, "train", split, key=feature_key(backbone))
+    unprojected = params.method.reads == "unprojected"
+    features = load_features(paths.FEATURES, "train", split, key=feature_key(backbone), unprojected=unprojected)
     return training_examples(split, features, labels, shots=shots, device=backbone.device)
 
 
 def validation_examples(params: Params, split: Split, backbone: Backbone) -> Examples:
     if params.method.reads == "pixels":
         return DecodedImages(split.val, paths.RAW, backbone.transform, backbone.device)
-    features = load_features(paths.FEATURES, "val", split, key=feature_key(backbone))
+    unprojected = params.method.reads == "unprojected"
+    features = load_features(paths.FEATURES, "val", split, key=feature_key(backbone), unprojected=unprojected)
     return CachedFeatures.of(split.val, features, device=backbone.device)
 
 
