@@ -132,8 +132,8 @@ def tell_apart(
     for fold in range(_FOLDS):
         held, rest = folds == fold, folds != fold
         inner = products[np.ix_(rest, rest)] + ridge * np.eye(rest.sum())
-        wanted = sides[rest] - sides[rest].mean(axis=0)
-        found = products[np.ix_(held, rest)] @ np.linalg.solve(inner, wanted)     # (held, 1 + draws)
+        learned = np.linalg.solve(inner, products[np.ix_(rest, held)]).T          # (held, rest)
+        found = learned @ (sides[rest] - sides[rest].mean(axis=0))                # (held, 1 + draws)
         n = drawn[held].sum(axis=0)
         own_pairs = n * (held.sum() - n)
         won += (rankdata(found, axis=0) * drawn[held]).sum(axis=0) - n * (n + 1) / 2
