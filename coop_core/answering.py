@@ -4,7 +4,7 @@ Linear where the prompt collapses: one matrix product an image, of features or o
 of pixels. By the method itself where it does not, in pieces that fit into memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -62,7 +62,9 @@ class Answerer:
 
     def of_examples_with_features(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """The same, and the features (n, d)."""
-        batches = first_views_in_turn(examples) if self.reads == "pixels" else [first_views(examples)]
+        batches: Iterable[Tensor] = first_views_in_turn(examples)
+        if self.reads != "pixels":
+            batches = [first_views(examples)]
         found = [[its.cpu() for its in self.with_features(images)] for images in batches]
         probabilities, features = (torch.cat(its) for its in zip(*found, strict=True))
         return probabilities, features

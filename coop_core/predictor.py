@@ -134,7 +134,7 @@ class Predictor:
             images = self.backbone.encode_unprojected(images)
         probabilities, features = self._answerer.with_features(images)
         ranked, threshold = probabilities.sort(dim=-1, descending=True, stable=True), self._answerer.threshold
-        kept = list(small(features)) if self._with_features else [None] * len(images)
+        kept: Sequence[np.ndarray | None] = list(small(features)) if self._with_features else [None] * len(images)
         return [
             Prediction(tuple(self.class_names[i] for i in labels[:top]), tuple(its[:top]), threshold, feature)
             for labels, its, feature in zip(ranked.indices.tolist(), ranked.values.tolist(), kept, strict=True)

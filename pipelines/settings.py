@@ -67,6 +67,11 @@ class Settings(BaseSettings):
     retrain_cron: str = "0 3 * * *"
     """When the services of `make up` retrain."""
 
+    @property
+    def watch_active(self) -> str:
+        """Whether the watch has a schedule, as infra/prefect.yaml wants it: where nothing is recorded it has none."""
+        return "false" if self.serve_record is None else "true"
+
     @model_validator(mode="before")
     @classmethod
     def _keep_no_login_in_an_address(cls, given: dict[str, Any]) -> dict[str, Any]:

@@ -32,13 +32,13 @@ def raised(reference: Seen, sent: Seen, *, limits: Limits = LIMITS) -> list[str]
 
 
 def test_images_of_the_same_kind_raise_nothing_even_without_limits():
-    """By chance alone: of 40 looks that each may be raised in one of a hundred, two are rare."""
+    """By chance alone: of 20 looks that each may be raised in one of a hundred, two are rare."""
     none = Limits(significance=0.01, max_auc=0, max_confidence_shift=0, max_label_shift=0, max_abstention_rise=0,
                   min_images=20)  # fmt: skip
     random = np.random.default_rng(1)
-    found = [raised(toy_seen(random, [30, 30]), toy_seen(random, [12, 12]), limits=none) for _ in range(40)]
+    found = [raised(toy_seen(random, [30, 30]), toy_seen(random, [12, 12]), limits=none) for _ in range(20)]
 
-    assert sum(map(bool, found)) <= 2
+    assert sum(map(bool, found)) <= 1
 
 
 def test_images_that_moved_are_told_apart_by_their_features_alone():

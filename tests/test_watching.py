@@ -19,7 +19,7 @@ from coop_core.files import write_tensors
 from coop_core.judging.seen import Seen
 from coop_core.params import WatchParams
 from coop_core.reference import add_reference, read_reference
-from pipelines.environment import inherited_environment
+from pipelines.commands.watching import show_look
 from pipelines.records.registry import find_version
 from pipelines.records.server import Records, connected
 from pipelines.records.watches import last_look
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as A
 
 PARAMS = WatchParams(min_images=20)
 WIDTH = 16
+SIGNS = ["features", "confidence", "labels", "abstention"]
 
 
 def toy_reference(images: int = 60) -> Seen:
@@ -204,27 +205,43 @@ def test_a_reference_that_is_not_its_card_s_is_refused(tmp_path):
     assert read_artifact(prompt).class_names == CLASSES
 
 
-def command(settings: Settings, *words: str, **more: str) -> subprocess.CompletedProcess:
-    variables = as_variables(settings) | {"COOP_SERVE_RECORD": str(settings.serve_record), "COLUMNS": "80", **more}
-    return subprocess.run([sys.executable, "-m", "pipelines.commands.cli", "watch", *words], cwd=ROOT, text=True,
-                          env=inherited_environment() | variables, capture_output=True, timeout=120)  # fmt: skip
+@pytest.fixture
+def in_project(settings, monkeypatch) -> Settings:
+    """What a command finds: this project's params.yaml, and the settings as variables."""
+    monkeypatch.chdir(ROOT)
+    variables = as_variables(settings) | {"COOP_SERVE_RECORD": str(settings.serve_record), "COLUMNS": "80"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return settings
 
 
-def test_the_command_says_by_its_exit_status_whether_a_limit_is_passed(settings):
-    send(settings, 60)
-    silent = command(settings)
-    send(settings, 60, moved=5)
-    passed = command(settings, "--json")
-    nothing = command(settings, COOP_SERVE_RECORD="")
+def test_the_command_shows_a_table_and_puts_nothing_on_record(in_project, capsys):
+    send(in_project, 60)
+    is_passed, said = show_look(as_json=False), capsys.readouterr().out
 
-    assert silent.returncode == 0, silent.stderr
-    assert "toys version 2: 60 images against 60 test images" in silent.stdout
-    assert max(map(len, silent.stdout.splitlines()[:-1])) <= 80
-    assert passed.returncode == 1, passed.stderr
-    assert json.loads(passed.stdout)["raised"] == ["features"]
-    assert nothing.returncode == 2
-    assert nothing.stderr.startswith("error: nothing is recorded")
-    assert last_look(Records(settings), version_run=find_version("champion", Records(settings)).run_id) is None
+    assert not is_passed
+    assert "toys version 2: 60 images against 60 test images" in said
+    assert [line.split()[0] for line in said.splitlines() if line.endswith("no")] == SIGNS
+    assert max(map(len, said.splitlines()[:-1])) <= 80
+    assert last_look(Records(in_project), version_run=find_version("champion", Records(in_project)).run_id) is None
+    (in_project.serve_record / "answers-99999.jsonl").write_bytes(b"torn")
+    show_look(as_json=False)
+    assert "not of this version's classes: 1\n" in capsys.readouterr().out
+
+
+def test_the_command_ends_with_status_1_where_a_limit_is_passed(in_project):
+    send(in_project, 60, moved=5)
+    ended = subprocess.run([sys.executable, "-m", "pipelines.commands.cli", "watch", "--json"], text=True,
+                           capture_output=True, timeout=300)  # fmt: skip
+
+    assert ended.returncode == 1, ended.stderr
+    assert json.loads(ended.stdout)["raised"] == ["features"]
+
+
+def test_the_command_refuses_where_nothing_is_recorded(in_project, monkeypatch):
+    monkeypatch.setenv("COOP_SERVE_RECORD", "")
+    with pytest.raises(WatchError, match=r"^nothing is recorded"):
+        show_look(as_json=False)
 
 
 def test_which_model_is_asked_where_nothing_says_so(settings, tmp_path, monkeypatch):

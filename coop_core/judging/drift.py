@@ -75,7 +75,7 @@ def compare(reference: Seen, sent: Seen, limits: Limits, *, random: np.random.Ge
     shift, chance_of_shift = confidence_shift(confidences, groups, drawn)
     other, chance_of_other = label_shift(labels, is_sent, random)
     rise, chance_of_rise = abstention_rise(~reference.answered, ~sent.answered)
-    mean = confidences[is_sent].mean(), (confidences * _weights(groups, is_sent)).sum()
+    expected = (confidences * _weights(groups, is_sent))[~is_sent].sum()
     abstained = 1 - sent.answered.mean(), 1 - reference.answered.mean()
 
     def sign(name: str, value: float, limit: float, p: float, sentence: str, **more: Any) -> Sign:
@@ -86,7 +86,7 @@ def compare(reference: Seen, sent: Seen, limits: Limits, *, random: np.random.Ge
              f"a classifier tells what is sent from the test images with AUC {auc:.2f} "
              f"({interval[0]:.2f} to {interval[1]:.2f})", interval=interval),
         sign("confidence", shift, limits.max_confidence_shift, chance_of_shift,
-             f"mean confidence {mean[0]:.2f}, where {mean[1]:.2f} was to be expected"),
+             f"mean confidence {confidences[is_sent].mean():.2f}, where {expected:.2f} was to be expected"),
         sign("labels", other, limits.max_label_shift, chance_of_other,
              f"{100 * other:.0f} % of the images are answered with other labels than the test's mix"),
         sign("abstention", rise, limits.max_abstention_rise, chance_of_rise,
@@ -132,8 +132,8 @@ def tell_apart(
     for fold in range(_FOLDS):
         held, rest = folds == fold, folds != fold
         inner = products[np.ix_(rest, rest)] + ridge * np.eye(rest.sum())
-        wanted = sides[rest] - sides[rest].mean(axis=0)
-        found = products[np.ix_(held, rest)] @ np.linalg.solve(inner, wanted)     # (held, 1 + draws)
+        learned = np.linalg.solve(inner, products[np.ix_(rest, held)]).T          # (held, rest)
+        found = learned @ (sides[rest] - sides[rest].mean(axis=0))                # (held, 1 + draws)
         n = drawn[held].sum(axis=0)
         own_pairs = n * (held.sum() - n)
         won += (rankdata(found, axis=0) * drawn[held]).sum(axis=0) - n * (n + 1) / 2
@@ -153,11 +153,9 @@ def confidence_shift(confidences: np.ndarray, groups: np.ndarray, drawn: np.ndar
     """
     order = np.argsort(confidences, kind="stable")
     last = np.append(np.diff(confidences[order]) > 0, True)                       # equal confidences stay together
-    weights = _weights(groups, drawn[:, 0])                                       # (n,), the same for every draw
-    weight = _group_weights(groups, drawn[:, 0])[order]
+    weights = _weights(groups, drawn[:, 0])[order]                                # (n,), the same for every draw
     sent = drawn[order] / drawn[:, 0].sum()                                       # (n, 1 + draws)
-    expected = np.where(drawn[order], 0.0, weight[:, None])
-    assert np.isclose(weights.sum(), 1)
+    expected = np.where(drawn[order], 0.0, weights[:, None])
     distances = np.abs(np.cumsum(sent - expected, axis=0)[last]).max(axis=0)
     return float(distances[0]), _chance(distances)
 
@@ -208,18 +206,13 @@ def _folds(groups: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return folds
 
 
-def _group_weights(groups: np.ndarray, is_sent: np.ndarray) -> np.ndarray:
-    """What an image of the test counts (n,), so that its groups weigh as among what is sent."""
+def _weights(groups: np.ndarray, is_sent: np.ndarray) -> np.ndarray:
+    """What an image of the test counts (n,), so that its groups weigh as among what is sent, and all of it 1."""
     found = np.zeros(len(groups))
     for group in np.unique(groups):
         inside = groups == group
         found[inside] = (inside & is_sent).sum() / is_sent.sum() / max(1, (inside & ~is_sent).sum())
     return found
-
-
-def _weights(groups: np.ndarray, is_sent: np.ndarray) -> np.ndarray:
-    """The same, 0 for what is sent; they add up to 1."""
-    return np.where(is_sent, 0.0, _group_weights(groups, is_sent))
 
 
 def _delong(above: np.ndarray, below: np.ndarray) -> float:

@@ -25,7 +25,7 @@ def drift_picture(drift: Drift, reference: Seen, sent: Seen, class_names: Sequen
     scores, confidences = (figure.add_subplot(grid[0, column]) for column in (0, 1))
     labels = figure.add_subplot(grid[1, :])
     both = (("test images", "first", 0), ("sent", "second", 1))
-    edges = np.histogram_bin_edges(np.concatenate(drift.scores), 24)
+    edges = np.histogram_bin_edges(np.concatenate(drift.scores), 24).tolist()
     for name, colour, side in both:
         values, share = drift.scores[side], np.full(len(drift.scores[side]), 1 / len(drift.scores[side]))
         scores.hist(values, edges, weights=share, histtype="step", linewidth=2, color=COLOURS[colour], label=name)

@@ -46,8 +46,8 @@ def _print(found: Look, *, significance: float) -> None:
         console.print(_table(found.drift, title=title, significance=significance))
     console.print(f"{found.sentence}.", highlight=False, soft_wrap=True)
     if its.skipped:
-        console.print(f"{its.skipped} rows of the records are not whole or not of this version's classes, and were "
-                      "skipped.", highlight=False, soft_wrap=True)  # fmt: skip
+        console.print("skipped rows of the records, which are not whole or not of this version's classes: "
+                      f"{its.skipped}", highlight=False, soft_wrap=True)  # fmt: skip
 
 
 def _table(drift: Drift, *, title: str, significance: float) -> Table:

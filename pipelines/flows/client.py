@@ -98,9 +98,8 @@ def _deploying(where: str) -> str:
     settings = load_settings()
     if is_own(where, settings.prefect_port):
         return "`make up` deploys"
-    active = "false" if settings.serve_record is None else "true"
     variables = (f'PREFECT_API_URL={where} COOP_PROJECT=$PWD COOP_RETRAIN_CRON="{settings.retrain_cron}" '
-                 f'COOP_WATCH_CRON="{settings.watch_cron}" COOP_WATCH_ACTIVE={active}')  # fmt: skip
+                 f'COOP_WATCH_CRON="{settings.watch_cron}" COOP_WATCH_ACTIVE={settings.watch_active}')  # fmt: skip
     return (f"deploy to it once, in the project's folder, with `python -m pipelines.flows.bootstrap {where}` and "
             f"`{variables} prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml` (see infra/README.md)")
 

@@ -272,9 +272,8 @@ def _worker(pool: str, name: str) -> tuple[str, ...]:
 
 def _placeholders(settings: Settings) -> dict[str, str]:
     """What infra/prefect.yaml leaves open."""
-    active = "false" if settings.serve_record is None else "true"
     return {"COOP_PROJECT": str(Path.cwd()), "COOP_RETRAIN_CRON": settings.retrain_cron,
-            "COOP_WATCH_CRON": settings.watch_cron, "COOP_WATCH_ACTIVE": active}  # fmt: skip
+            "COOP_WATCH_CRON": settings.watch_cron, "COOP_WATCH_ACTIVE": settings.watch_active}  # fmt: skip
 
 
 def _prefect(settings: Settings) -> str:

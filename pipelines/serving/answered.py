@@ -44,7 +44,7 @@ class Recorded:
 
 
 def as_line(row: Row) -> bytes:
-    feature = base64.b64encode(np.ascontiguousarray(row.feature, "<f2")).decode()
+    feature = base64.b64encode(np.asarray(row.feature, "<f2").tobytes()).decode()
     values = {"time": round(row.time, 3), "version": row.version, "run": row.run, "image": row.image,
               "label": row.label, "confidence": row.confidence, "answered": row.answered,
               "feature": feature}  # fmt: skip
