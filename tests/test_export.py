@@ -124,8 +124,9 @@ def test_features_are_those_of_the_image_tower(exported, backbone, relative_erro
 def test_a_model_that_answers_otherwise_is_refused_and_nothing_is_left(artifact, backbone, images, tmp_path):
     """Two classes that only float64 tells apart, at so low a temperature that it matters."""
     own = artifact.classifier
+    first, second, third = map(NAMES.index, Predictor(artifact, backbone).predict(images[:1])[0].labels)
     weights = own.weights.clone()
-    weights[1] = weights[0] + 1e-6 * weights[2]
+    weights[second] = weights[first] + 1e-6 * weights[third]
     write_artifact(tmp_path / "prompt", AsLearner(artifact, replace(own, weights=weights)), artifact.card)
     cold = with_answering(tmp_path / "prompt", temperature=1e-6, threshold=0.0)
 
@@ -176,11 +177,10 @@ def test_the_docs_reader_of_class_weights_answers_as_predict(name, artifact, bac
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "class_mean": {}, "linear_probe": {"steps": 1}, "zero_shot": {"templates": ["an image of {}."]}, "gda": {},
-    "probe": {"epochs": 5}, "tip_adapter": {}, "prolip": {"steps": 3}, "upl": {"members": 2, "n_context": 2},
-    "biomedcoop": {"n_context": 2}, "coop": {"n_context": 2, "decoupled": 0.5}, "cocoop": {},
-    "dpl": {"image_lengths": [0, 2], "text_lengths": [1, 0, 2]},
+    "gda": {}, "linear_probe": {"steps": 1}, "prolip": {"steps": 3}, "tip_adapter": {}, "cocoop": {},
+    "dpl": {"image_lengths": [0, 2], "text_lengths": [1, 0, 2]}, "zero_shot": {"templates": ["an image of {}."]},
 }  # fmt: skip
+"""One of each kind: with a bias, on features as they are, with more than class weights, and so on."""
 
 
 def write_method(name: str, backbone: Backbone, folder: Path) -> Path:
@@ -198,8 +198,8 @@ def write_method(name: str, backbone: Backbone, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "cocoop"])
-def test_every_method_that_can_answers_alike(name, backbone, images, tmp_path):
+@pytest.mark.parametrize("name", ["gda", "linear_probe", "prolip", "tip_adapter", "dpl"])
+def test_every_kind_of_method_that_can_answers_alike(name, backbone, images, tmp_path):
     found = export_model(read_artifact(write_method(name, backbone, tmp_path / name)), backbone, tmp_path / "model",
                          images=images)  # fmt: skip
 
