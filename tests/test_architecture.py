@@ -64,7 +64,7 @@ INSIDE = {
         "guided_coop",
         "class_mean linear_probe zero_shot coop cocoop biomedcoop upl dpl gda probe tip_adapter prolip",
     ],
-    "coop_core.judging": ["classifier evaluation gate transfer", "baselines confidence", "pseudo_labels"],
+    "coop_core.judging": ["classifier evaluation gate transfer", "baselines confidence label_file", "pseudo_labels"],
     "coop_core.report": ["style", "pictures findings gallery", "beyond", "page"],
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes defaults"],
     "coop_core.sweeps": ["sweep", "trials", "choosing"],
@@ -76,7 +76,7 @@ INSIDE = {
     "pipelines.champion": ["proof", "promotion", "retraining"],
     "pipelines.serving": ["metrics problems batching", "versions guard", "model", "entrance", "app", "server"],
     "pipelines.flows": ["lifeline client pools", "bootstrap trials sweep reconcile promote", "retrain"],
-    "pipelines.stages": ["download split features baselines train evaluate report", "judge track", "__main__"],
+    "pipelines.stages": ["download split features label baselines train evaluate report", "judge track", "__main__"],
     "pipelines.commands": [
         "beginning sweep predict compare describe serve choice", "reproduction", "reproduce choose", "cli",
     ],

@@ -92,7 +92,7 @@ def test_a_stage_depends_on_no_code_that_it_does_not_import(stage: str) -> None:
     assert idle <= {"coop_core/report/report.html.jinja", "pipelines/records/prompt_model.py"}
 
 
-@pytest.mark.parametrize("stage", ["features", "baselines", "train"])
+@pytest.mark.parametrize("stage", ["features", "label", "baselines", "train"])
 def test_local_weights_are_watched_by_every_stage_that_loads_them(stage: str) -> None:
     assert "${backbone.files}" in STAGES[stage]["deps"]
 

@@ -33,7 +33,7 @@ from coop_core.training import Checkpoint, Epoch
 from pipelines.records.registry import fetch_prompt
 from pipelines.records.runs import Tracked, list_runs
 from pipelines.settings import load_settings
-from pipelines.stages import baselines, download, evaluate, features, report, split, track, train
+from pipelines.stages import baselines, download, evaluate, features, label, report, split, track, train
 
 pytestmark = [
     # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.
@@ -43,8 +43,8 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"download": download, "split": split, "features": features, "baselines": baselines, "train": train,
-          "evaluate": evaluate, "report": report, "track": track}  # fmt: skip
+STAGES = {"download": download, "split": split, "features": features, "label": label, "baselines": baselines,
+          "train": train, "evaluate": evaluate, "report": report, "track": track}  # fmt: skip
 COLOURS = {"red_brick": (200, 40, 30), "green_field": (40, 170, 50), "blue_lake": (30, 60, 200)}
 IMAGES = 12
 LEFT_BEHIND = shutil.ignore_patterns("mlflow.db*", "mlruns", ".tracked.json.*")
@@ -651,7 +651,7 @@ def test_classifiers_that_are_not_those_of_their_card_are_not_judged(project):
         evaluate.main()
 
 
-@pytest.mark.parametrize("stage", ["download", "split", "features", "baselines", "train", "evaluate", "track"])
+@pytest.mark.parametrize("stage", ["download", "split", "features", "label", "baselines", "train", "evaluate", "track"])
 def test_an_unknown_key_in_the_parameters_stops_every_stage(project, stage):
     write_params(project, train={"learnig_rate": 0.1})
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from coop_core.backbone import Backbone, Precision, load_backbone
+from coop_core.backbone import Backbone, Precision, backbone_name, load_backbone
 from coop_core.data.dataset import has_one_hole
 from coop_core.judging.gate import Policy
 from coop_core.prompts.engine import Engine
@@ -41,6 +41,24 @@ class TargetParams(DatasetParams):
     """Other words for some of its classes, where they differ from those the prompt was learned for."""
 
 
+class LabellerParams(Section):
+    """A further backbone whose zero-shot answers count towards pseudo labels."""
+
+    architecture: str = Field(min_length=1)
+    """As `backbone.architecture`."""
+    pretrained: str | None = None
+    """As `backbone.pretrained`."""
+
+    def load(self, *, device: torch.device | str) -> Backbone:
+        """The backbone itself; faults as `load_backbone` has them."""
+        return load_backbone(self.architecture, self.pretrained, device=device)
+
+    @property
+    def name(self) -> str:
+        """For people and cards."""
+        return backbone_name(self.architecture, self.pretrained, "float32")
+
+
 class SplitParams(Section):
     shots: int = Field(ge=1, le=1_000)
     """Training images a class."""
@@ -57,11 +75,22 @@ class SplitParams(Section):
     answers, `shots` images are learned from, the most confident ones."""
     min_confidence: float | None = Field(default=None, gt=0, lt=1)
     """Images of the pool whose confidence is above this are learned from as well, beyond `shots` a class."""
+    further_labellers: list[LabellerParams] = []
+    """Backbones beside `backbone` that label the pool: the mean of all their zero-shot probabilities is what counts.
+    `backbone` alone is learned with and answers."""
+
+    @property
+    def asked_of_labels(self) -> dict[str, Any]:
+        """How pseudo labels are to be chosen, as `label_file.require_asked` compares it."""
+        return {"per_class": self.shots, "min_confidence": self.min_confidence,
+                "further": [one.name for one in self.further_labellers]}  # fmt: skip
 
     @model_validator(mode="after")
     def _a_pool_has_no_labels(self) -> "SplitParams":
         if self.unlabelled is None and self.min_confidence is not None:
             raise ValueError("min_confidence is for images without labels: set unlabelled, or leave it out")
+        if self.unlabelled is None and self.further_labellers:
+            raise ValueError("further_labellers are for images without labels: set unlabelled, or leave them out")
         if self.unlabelled is not None and self.classes != "all":
             raise ValueError(f"classes {self.classes} needs the labels that unlabelled leaves unread: set all")
         if self.unlabelled is not None and self.label_noise:
@@ -100,9 +129,14 @@ class BackboneParams(Section):
     @model_validator(mode="after")
     def _local_weights_are_watched(self) -> "BackboneParams":
         local = local_weights(self.architecture, self.pretrained)
-        if local is not None and self.files != local:
-            raise ValueError(f"files must be {local} as well, so that other weights at that place are noticed")
+        if local is not None and not self.watches(local):
+            raise ValueError(f"files must be {local} as well, or a folder above it, so that other weights at that "
+                             "place are noticed")  # fmt: skip
         return self
+
+    def watches(self, place: str) -> bool:
+        """Whether `files` holds it."""
+        return Path(place).is_relative_to(self.files)
 
     def load(self, *, device: torch.device | str) -> Backbone:
         """The backbone itself; faults as `load_backbone` has them."""

@@ -124,22 +124,22 @@ def _epochs(count: int) -> str:
 
 
 def pseudo_label_counts(
-    rows: Sequence[Mapping[str, Any]], class_names: Sequence[str], truth: Mapping[str, int], *, pool: int
+    named: Sequence[tuple[str, int]], class_names: Sequence[str], truth: Mapping[str, int], *, pool: int
 ) -> dict[str, Any]:
     """Images learned from by class as zero-shot called them, and how many of those whose truth is known are right.
 
-    `rows` have digest and label, `truth` is {digest: label}; `right` is None where nothing is known.
+    `named` are digests and labels, `truth` is {digest: label}; `right` is None where nothing is known.
     """
     classes: list[dict[str, Any]] = []
     for label, name in enumerate(class_names):
-        own = [row["digest"] for row in rows if row["label"] == label]
+        own = [digest for digest, its in named if its == label]
         known = [digest for digest in own if digest in truth]
         right = sum(truth[digest] == label for digest in known)
         classes.append({"name": name, "images": len(own), "known": len(known), "right": right})
     known = sum(each["known"] for each in classes)
     return {
         "pool": pool,
-        "images": len(rows),
+        "images": len(named),
         "classes": classes,
         "none": [each["name"] for each in classes if not each["images"]],
         "right": sum(each["right"] for each in classes) / known if known else None,

@@ -114,6 +114,8 @@ def check_origin(data: Mapping[str, Any], key: str | None, prompt: Artifact, spl
     ours = {f"{name}_digest": getattr(split, f"{name}_digest") for name in ("train", "val")}
     if {name: data.get(name) for name in ours} != ours:
         raise ArtifactError(f"the {what} in artifacts/ belong to another split: run `dvc repro`")
+    if data.get("labels_digest") != prompt.card["data"].get("labels_digest"):
+        raise ArtifactError(f"the {what} in artifacts/ were learned from other labels than the prompt: run `dvc repro`")
     if key != prompt.feature_key:
         raise ArtifactError(f"the {what} in artifacts/ were made on other weights than the prompt: run `dvc repro`")
 

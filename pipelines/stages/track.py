@@ -99,6 +99,7 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
         files=[
             (paths.REPORT, "report"), (paths.EVALUATION, "evaluation"), (prompt / "card.json", ""),
             (paths.PARAMS, ""), (paths.SPLIT, ""), *([(lock, "")] if lock.exists() else []),
+            *([(paths.LABELS, "labels")] if split.is_unlabelled else []),
             *((paths.JUDGED / name, f"tests/{name}") for name in targets),
         ],
         prompt=prompt,
