@@ -47,7 +47,8 @@ def build(
     known = _arrays(given(examples, method=params.name))
     asked = (known[0][:0], known[1][:0]) if validation is None else _arrays(validation)
     tell = progress(params.name, "fits")
-    found = baselines.linear_probe(*known, *asked, steps=params.steps, progress=tell).classifier
+    found = baselines.linear_probe(*known, *asked, classes=len(task.class_names), steps=params.steps,
+                                   progress=tell).classifier  # fmt: skip
     assert found.bias is not None
     weights, bias = found.weights.to(backbone.device), found.bias.to(backbone.device)
     return Fixed(LinearClassifier(weights, bias=bias, normalise=False))

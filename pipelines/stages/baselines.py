@@ -36,6 +36,7 @@ def main() -> None:
                 examples.labels.cpu().numpy(),
                 np.asarray(val[:, 0]),
                 np.array([image.label for image in split.val]),
+                classes=len(split.class_names),
                 steps=params.baselines.linear_probe_steps,
                 progress=update,
             )
