@@ -124,7 +124,7 @@ def card(
 def promote(
     version: Annotated[int | None, typer.Option(min=1, help="A registered version instead of the candidate.")] = None,
     without_comparison: Annotated[
-        bool, typer.Option("--without-comparison", help="Judge against zero-shot alone, for a new test set.")
+        bool, typer.Option("--without-comparison", help="Judge against zero-shot alone, for a new test set or none.")
     ] = False,
 ) -> None:
     """Judge the candidate by the gate of params.yaml and make it champion."""

@@ -1,5 +1,6 @@
 """evaluate: learned prompt, baselines and test features -> metrics; the only stage that judges on the test images."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from pipelines import console, paths
 from pipelines.settings import choose_device, load_settings
 
 BASELINES = ("zero-shot", "prompt ensemble", "linear probe")
+NO_LABELLED_IMAGES = "no labelled images"
+"""Why a run was not judged."""
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -34,6 +38,9 @@ def main() -> None:
         check_origin(artifact.card["data"], artifact.feature_key, prompt, split, what="prompt")
     tensors, baseline_card = read_baselines()
     check_origin(baseline_card, baseline_card.get("feature_key"), prompt, split, what="baselines")
+    if not split.test:
+        write_not_judged(params, split)
+        return
     test = load_features(paths.FEATURES, "test", split, key=prompt.feature_key)[:, 0]
     features = torch.from_numpy(np.array(test))                                   # (n, d)
     labels = np.array([image.label for image in split.test])
@@ -83,6 +90,15 @@ def main() -> None:
     write_json(paths.METRICS, headline(evaluations))
 
 
+def write_not_judged(params: Params, split: Split) -> None:
+    """What there is to say of a run without labelled test images: that it was not judged, and no figure."""
+    report = {**_report(params, split, {}, []), "not_judged": NO_LABELLED_IMAGES}
+    write_json(paths.EVALUATION / "evaluation.json", report)
+    write_text(paths.EVALUATION / "predictions.csv", predictions((), {}, method=params.method.name))
+    write_json(paths.METRICS, {"not_judged": NO_LABELLED_IMAGES})
+    log.warning("%s was not judged: %s", split.dataset_name, NO_LABELLED_IMAGES)
+
+
 def answers_of(prompt: Artifact, split: Split, features: torch.Tensor, backbone: Backbone | None) -> np.ndarray:
     """Its probabilities for the test images (n, c), from their features (n, d) or, where it reads them, from pixels.
 
@@ -115,7 +131,8 @@ def check_origin(data: Mapping[str, Any], key: str | None, prompt: Artifact, spl
     if {name: data.get(name) for name in ours} != ours:
         raise ArtifactError(f"the {what} in artifacts/ belong to another split: run `dvc repro`")
     if data.get("labels_digest") != prompt.card["data"].get("labels_digest"):
-        raise ArtifactError(f"the {what} in artifacts/ were learned from other labels than the prompt: run `dvc repro`")
+        raise ArtifactError(f"the {what} in artifacts/ belong to other labels than the prompt that is judged: run "
+                            "`dvc repro`")  # fmt: skip
     if key != prompt.feature_key:
         raise ArtifactError(f"the {what} in artifacts/ were made on other weights than the prompt: run `dvc repro`")
 
@@ -146,6 +163,7 @@ def _report(
         "dataset_digest": split.dataset_digest,
         "test_digest": split.test_digest,
         "method": params.method.name,
+        **({"labelled_by": "zero-shot"} if split.is_unlabelled else {}),
         "classifiers": {name: e.as_dict() for name, e in evaluations.items()},
         "few_shot_curve": few_shot_curve,
     }
@@ -155,6 +173,8 @@ def predictions(images: Sequence[SplitImage], probabilities: Mapping[str, np.nda
     """A line an image: what the method says and how surely, and what each baseline says, as a CSV."""
     others = [name for name in probabilities if name != method]
     rows: list[list[Any]] = [["path", "label", "predicted", "confidence", *others]]
+    if not images:
+        return as_csv(rows)
     said = [probabilities[name].argmax(axis=1).tolist() for name in others]
     for image, row, *rest in zip(images, probabilities[method], *said, strict=True):
         rows.append([image.path, image.label, int(row.argmax()), float(row.max()), *rest])

@@ -112,8 +112,10 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
 def metrics_of(
     evaluation: dict[str, Any], card: dict[str, Any], targets: dict[str, dict[str, Any]], *, seconds: float
 ) -> dict[str, float]:
-    """The first is what MLflow's comparison shows first."""
+    """The first is what MLflow's comparison shows first; no accuracy of a run that was not judged."""
     found, method = evaluation["classifiers"], evaluation["method"]
+    if not found:
+        return {"training/seconds": seconds, **(collect(evaluation, targets).metrics() if targets else {})}
     names = [method, *(name for name in found if name != method)]  # where both are called alike, the baseline's stand
     return {
         **{key: found[method][key] for key in _FIGURES},
@@ -145,11 +147,13 @@ def _datasets(split: Split) -> list[DatasetInput]:
     return [
         DatasetInput(split.dataset_name, "training", split.train_digest, source, rows(split.train)),
         DatasetInput(split.dataset_name, "test", split.test_digest, source, rows(split.test)),
-    ]
+    ][: 2 if split.test else 1]
 
 
 def _per_class(evaluation: dict[str, Any]) -> dict[str, list[Any]]:
     classifiers = evaluation["classifiers"]
+    if not classifiers:
+        return {"class": evaluation["class_names"]}
     names = list(classifiers["zero-shot"]["class_accuracy"])
     images = [sum(row) for row in classifiers["zero-shot"]["confusion"]]
     return {"class": names, "test_images": images} | {
