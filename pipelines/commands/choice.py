@@ -124,8 +124,8 @@ def _csv(found: Choice) -> str:
     lines = [
         {"head": one.name, "val_accuracy": one.accuracy, "standard_error": one.standard_error, "behind": by,
          "behind_standard_error": error, "val_calibration_error": one.calibration_error, "seconds": one.seconds,
-         "numbers": one.numbers, "collapses": one.collapses, "rebinds": one.rebinds, "taken": one is found.taken, "in_question": one not in found.out,
-         "test_accuracy": one.test_accuracy}
+         "numbers": one.numbers, "collapses": one.collapses, "rebinds": one.rebinds, "taken": one is found.taken,
+         "in_question": one not in found.out, "test_accuracy": one.test_accuracy}
         for one, (by, error) in zip(found.candidates, found.behind, strict=True)
     ]  # fmt: skip
     return table_as_csv(lines)
