@@ -48,7 +48,7 @@ INSIDE = {
     ],
     "coop_core.backbone": [
         "base blocks torchvision_operators efficientnet folding",
-        "tokenizers towers",
+        "runtimes tokenizers towers",
         "mini open_clip_models",
     ],
     "coop_core.features": ["store decoding", "examples extract"],
@@ -85,6 +85,7 @@ OWNERS = {
     "open_clip": "coop_core.backbone",
     "timm": "coop_core.backbone",
     "transformers": "coop_core.backbone",
+    "openvino": "coop_core.backbone.runtimes",
     "sklearn": "",
     "scipy": "coop_core.judging.gate",
     "matplotlib": "coop_core.report",

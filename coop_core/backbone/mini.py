@@ -17,6 +17,7 @@ from torch import Tensor
 from coop_core.backbone.base import Backbone, Precision, TextTower, freeze, in_precision, pad
 from coop_core.backbone.efficientnet import EfficientNetLite0
 from coop_core.backbone.folding import fold_batch_norms
+from coop_core.backbone.runtimes import AskedRuntime, choose_runtime, compile_tower
 from coop_core.backbone.tokenizers import from_hugging_face
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import PaddedTextTower, mean_pool
@@ -35,7 +36,9 @@ _SMALL = 64
 _TEMPLATE = "a photo of a {}."
 
 
-def load_mini(pretrained: str | None, *, image_precision: Precision, device: torch.device | str) -> Backbone:
+def load_mini(
+    pretrained: str | None, *, image_precision: Precision, image_runtime: AskedRuntime, device: torch.device | str
+) -> Backbone:
     if pretrained not in (None, PRETRAINED):
         raise BackboneError(f"backbone.pretrained {pretrained!r} is unknown: mini has {PRETRAINED!r}; set that or null")
     device = torch.device(device)
@@ -43,6 +46,8 @@ def load_mini(pretrained: str | None, *, image_precision: Precision, device: tor
     image_tower = _image_tower()
     own = image_tower.state_dict()                                                # as packaged, whatever is folded
     folded = fold_batch_norms(image_tower, side=_SMALL)
+    runtime = choose_runtime(image_runtime, image_tower, precision=image_precision, device=device)
+    compiled = compile_tower(image_tower, runtime, side=TRANSFORM.size, precision=image_precision, device=device)
     image_tower.to(device, dtype)
 
     def weights() -> dict[str, Tensor]:
@@ -60,6 +65,8 @@ def load_mini(pretrained: str | None, *, image_precision: Precision, device: tor
         load_text_tower=lambda: _text_tower(_sentence_encoder().to(device), own["classifier.weight"].to(device)),
         load_weights=weights,
         folded=folded,
+        image_runtime=runtime,
+        compiled=compiled,
         config={"image": "tf_efficientnet_lite0", "text": "BERT, mean-pooled", "ridge": RIDGE, "template": _TEMPLATE},
         device=device,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coop_core.backbone import Backbone
+from coop_core.backbone import Backbone, Runtime
 from coop_core.data.split import Split, SplitImage
 from coop_core.data.views import ImageTransform
 from coop_core.errors import ArtifactError, BackboneError
@@ -106,13 +106,16 @@ def normalised(features: np.ndarray, *, device: torch.device | str = "cpu") -> T
 
 
 def feature_key(backbone: Backbone) -> str:
-    """What decides a feature besides the image: the weights, the transform, and whether batch norm is folded."""
-    return key_of(backbone.weights_digest, backbone.transform, folded=backbone.folded > 0)
+    """What decides a feature besides the image: the weights, the transform, whether batch norm is folded, and what runs
+    the image tower."""
+    return key_of(backbone.weights_digest, backbone.transform, folded=backbone.folded > 0,
+                  runtime=backbone.image_runtime)  # fmt: skip
 
 
-def key_of(weights_digest: str, transform: ImageTransform, *, folded: bool) -> str:
+def key_of(weights_digest: str, transform: ImageTransform, *, folded: bool, runtime: Runtime) -> str:
     """`feature_key` of a backbone that is known by its card."""
-    return digest_json([weights_digest, transform.digest, *["batch norm folded"] * folded])[:16]
+    how = ["batch norm folded"] * folded + [f"by {runtime}"] * (runtime != "torch")
+    return digest_json([weights_digest, transform.digest, *how])[:16]
 
 
 def feature_width(backbone: Backbone) -> int:

@@ -71,6 +71,13 @@ class Params(Section):
                              "leave split.unlabelled out")  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def _torch_learns_through_the_image_tower(self) -> "Params":
+        if self.method.reads == "pixels" and self.backbone.image_runtime != "torch":
+            raise ValueError(f"method {self.method.name} learns through the image tower, which torch alone can: "
+                             "set backbone.image_runtime: torch")  # fmt: skip
+        return self
+
     def of_run(self) -> dict[str, Any]:
         """What a run's result can depend on: all but what is tried around it (sweep) and asked after it."""
         own = set() if self.answering.is_fitted else {"answering"}  # what is not asked for makes no other run
