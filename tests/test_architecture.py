@@ -70,7 +70,7 @@ INSIDE = {
     "coop_core.sweeps": ["sweep", "trials", "choosing"],
     "coop_core.reproduction": ["figures grid estimate", "comparison"],
     "pipelines.sources": ["storage catalogue", "datasets"],
-    "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs"],
+    "pipelines.records": ["server prompt_model served names local_versions", "claims trials", "registry", "runs"],
     "pipelines.services": ["supervision workspace", "local"],
     "pipelines.sweeps": ["trainer outcome", "trainers", "sweeping", "view"],
     "pipelines.champion": ["proof", "promotion", "retraining"],
