@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from coop_core.backbone import Backbone, backbone_name, digest_tensors, load_backbone
+from coop_core.backbone import Backbone, backbone_name, digest_tensors, is_installed, load_backbone
 from coop_core.card import SCHEMA, CardFields
 from coop_core.data.dataset import words
 from coop_core.data.views import ImageTransform
@@ -53,10 +53,18 @@ class Artifact:
         return tuple(self.card["class_names"])
 
     def load_backbone(self, *, device: torch.device | str = "cpu") -> Backbone:
-        """The backbone that the card names; BackboneError when it cannot be had."""
+        """The backbone that the card names; BackboneError when it cannot be had.
+
+        In float32, torch takes the place of a runtime that is not installed: features are the same but for rounding.
+        """
         ours = self.card["backbone"]
-        precision = ours.get("image_precision", "float32")
-        return load_backbone(ours["architecture"], ours["pretrained"], image_precision=precision, device=device)
+        precision, runtime = ours.get("image_precision", "float32"), ours.get("image_runtime", "torch")
+        if precision == "float32" and not is_installed(runtime):
+            log.info("%s is not installed, so torch computes the image tower: answers may differ by rounding", runtime)
+            runtime = "torch"
+        return load_backbone(
+            ours["architecture"], ours["pretrained"], image_precision=precision, image_runtime=runtime, device=device
+        )
 
     @property
     def temperature(self) -> float:
@@ -79,7 +87,8 @@ class Artifact:
         """`features.feature_key` of the backbone that the card names."""
         ours = self.card["backbone"]
         return key_of(ours["weights_digest"], self.transform, folded=ours.get("batch_norm_folded", False),
-                      projected_apart=ours.get("projected_apart", False))  # fmt: skip
+                      projected_apart=ours.get("projected_apart", False),
+                      runtime=ours.get("image_runtime", "torch"))  # fmt: skip
 
     @property
     def transform(self) -> ImageTransform:
@@ -159,6 +168,12 @@ def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
         raise ArtifactError(
             f"the artefact was learned on {name} with weights {ours['weights_digest'][:12]}, but this is "
             f"{backbone.name} with weights {backbone.weights_digest[:12]}: load the backbone it was learned on"
+        )
+    runtime = ours.get("image_runtime", "torch")
+    if runtime != backbone.image_runtime and backbone.image_precision != "float32":
+        raise ArtifactError(
+            f"the artefact was learned on images that {runtime} computed in {backbone.image_precision}, but this is "
+            f"{backbone.image_runtime}, whose features differ by hundredths: set backbone.image_runtime: {runtime}"
         )
     if artifact.transform != backbone.transform:
         raise ArtifactError(

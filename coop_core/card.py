@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from coop_core.backbone import Backbone, Precision
+from coop_core.backbone import Backbone, Precision, Runtime
 from coop_core.data.split import Split
 from coop_core.judging.confidence import Confidence
 from coop_core.methods import Learner, MethodParams
@@ -30,6 +30,7 @@ class _BackboneFields(BaseModel):
     architecture: str
     pretrained: str | None
     image_precision: Precision = "float32"
+    image_runtime: Runtime = "torch"
     weights_digest: str
     transform: _TransformFields
     batch_norm_folded: bool = False
@@ -102,6 +103,7 @@ def backbone_facts(backbone: Backbone) -> dict[str, Any]:
         "architecture": backbone.architecture,
         "pretrained": backbone.pretrained,
         "image_precision": backbone.image_precision,
+        "image_runtime": backbone.image_runtime,
         "family": backbone.family,
         "weights_digest": backbone.weights_digest,
         "logit_scale": backbone.logit_scale,

@@ -1,5 +1,6 @@
 """What libraries take from the environment: defaults, addresses and logins; the only module that writes to it."""
 
+import gc
 import hashlib
 import os
 import secrets
@@ -46,6 +47,20 @@ def let_idle_threads_sleep() -> None:
     """For who answers single images: torch's threads sleep between layers instead of spinning, which beside any other
     busy process makes hundreds of short waits into seconds. Before torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Inside the block, which imports libraries, Python does not look for garbage: what is imported stays, and is not
+    looked through afterwards either. A tenth of the time that torch takes."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.freeze()
+            gc.enable()
 
 
 @contextmanager

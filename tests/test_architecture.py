@@ -49,7 +49,7 @@ INSIDE = {
     "coop_core.backbone": [
         "blocks torchvision_operators efficientnet folding projection",
         "base",
-        "tokenizers towers",
+        "runtimes tokenizers towers",
         "mini open_clip_models",
     ],
     "coop_core.features": ["store decoding", "examples extract"],
@@ -75,7 +75,8 @@ INSIDE = {
     "coop_core.reproduction": ["figures grid estimate", "comparison"],
     "pipelines.sources": ["storage catalogue", "datasets"],
     "pipelines.records": [
-        "prompt_model served names", "server", "claims trials watches", "registry", "runs retention imported",
+        "prompt_model served names local_versions", "server", "claims trials watches", "registry",
+        "runs retention imported",
     ],
     "pipelines.services": ["supervision workspace", "local announcing"],
     "pipelines.sweeps": ["trainer outcome", "trainers", "sweeping", "view"],
@@ -103,7 +104,7 @@ OWNERS = {
     "matplotlib": "coop_core.report",
     "onnx": "",
     "onnxruntime": "coop_core.conversion",
-    "openvino": "coop_core.conversion",
+    "openvino": "coop_core.conversion coop_core.backbone.runtimes",
     "jinja2": "coop_core.report",
     "mlflow": "pipelines.records pipelines.serving",
     "prometheus_client": "pipelines.serving",

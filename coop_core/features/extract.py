@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coop_core.backbone import Backbone
+from coop_core.backbone import Backbone, Runtime
 from coop_core.data.split import Split, SplitImage
 from coop_core.data.views import ImageTransform
 from coop_core.errors import ArtifactError, BackboneError
@@ -142,15 +142,18 @@ def normalised(features: np.ndarray, *, device: torch.device | str = "cpu") -> T
 
 
 def feature_key(backbone: Backbone) -> str:
-    """What decides a feature besides the image: the weights, the transform, whether batch norm is folded, and whether
-    the last linear map is computed apart."""
+    """What decides a feature besides the image: the weights, the transform, whether batch norm is folded, whether the
+    last linear map is computed apart, and what runs the image tower."""
     return key_of(backbone.weights_digest, backbone.transform, folded=backbone.folded > 0,
-                  projected_apart=backbone.projection is not None)  # fmt: skip
+                  projected_apart=backbone.projection is not None, runtime=backbone.image_runtime)  # fmt: skip
 
 
-def key_of(weights_digest: str, transform: ImageTransform, *, folded: bool, projected_apart: bool = False) -> str:
+def key_of(
+    weights_digest: str, transform: ImageTransform, *, folded: bool, projected_apart: bool, runtime: Runtime
+) -> str:
     """`feature_key` of a backbone that is known by its card."""
-    ways = [*["batch norm folded"] * folded, *["projected apart"] * projected_apart]
+    ways = [*["batch norm folded"] * folded, *["projected apart"] * projected_apart,
+            *[f"by {runtime}"] * (runtime != "torch")]  # fmt: skip
     return digest_json([weights_digest, transform.digest, *ways])[:16]
 
 

@@ -89,6 +89,13 @@ class Params(Section):
                                  f"(it is {self.backbone.files}), so that other weights there are noticed")  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def _torch_learns_through_the_image_tower(self) -> "Params":
+        if self.method.reads == "pixels" and self.backbone.image_runtime != "torch":
+            raise ValueError(f"method {self.method.name} learns through the image tower, which torch alone can: "
+                             "set backbone.image_runtime: torch")  # fmt: skip
+        return self
+
     def of_run(self) -> dict[str, Any]:
         """What a run's result can depend on: all but what is tried around it (sweep) and asked after it."""
         left_out: dict[str, Any] = dict.fromkeys(("tests", "gate", "watch", "sweep"), True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from coop_core.backbone import Backbone, Precision, backbone_name, load_backbone
+from coop_core.backbone import AskedRuntime, Backbone, Precision, backbone_name, load_backbone
 from coop_core.data.dataset import has_one_hole
 from coop_core.judging.gate import Policy
 from coop_core.judging.limits import Limits
@@ -116,6 +116,10 @@ class BackboneParams(Section):
     """What the image tower computes in. Where the processor has it, bfloat16 is 1.5 to 4 times as fast; it changes
     features by hundredths; float16, which few CPUs are faster in, by thousandths. A prompt answers with the precision
     it was learned with."""
+    image_runtime: AskedRuntime = "torch"
+    """What runs the image tower on a CPU. openvino, an optional package, computes float32 features that differ by 1e-5
+    at most; auto takes it for networks of convolutions in bfloat16, where it is installed. A method that learns through
+    the image tower needs torch."""
     files: str = Field(default="", min_length=1, validate_default=True)
     """What decides the weights on this disk, which DVC watches: the pins of the packages for packaged and published
     weights; for a local checkpoint or `local-dir:` the same path again. Known by itself where it is left out."""
@@ -141,7 +145,10 @@ class BackboneParams(Section):
 
     def load(self, *, device: torch.device | str) -> Backbone:
         """The backbone itself; faults as `load_backbone` has them."""
-        return load_backbone(self.architecture, self.pretrained, image_precision=self.image_precision, device=device)
+        return load_backbone(
+            self.architecture, self.pretrained, image_precision=self.image_precision,
+            image_runtime=self.image_runtime, device=device,
+        )  # fmt: skip
 
 
 def local_weights(architecture: Any, pretrained: Any) -> str | None:

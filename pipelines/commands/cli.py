@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from coop_core.errors import DatasetError, GateError, ServiceError
 from pipelines.commands.beginning import DEFAULT_MODEL, Commands, Model, Several
 from pipelines.commands.choose import choose
 from pipelines.commands.exchange import export, import_
@@ -46,9 +47,11 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Images through the image tower together.")] = 32,
 ) -> None:
     """Say what is on images: labels and probabilities."""
-    from pipelines.commands import predict as predicting
-    from pipelines.settings import choose_device, load_settings
+    from pipelines.environment import without_collecting
 
+    with without_collecting():
+        from pipelines.commands import predict as predicting
+        from pipelines.settings import choose_device, load_settings
     settings = load_settings()
     found = predicting.image_files(images)
     if note := found.note():
@@ -60,8 +63,6 @@ def predict(
         unreadable += isinstance(answer, str)
         typer.echo(predicting.as_json(file, answer) if as_json else predicting.as_line(file, answer))
     if unreadable:
-        from coop_core.errors import DatasetError
-
         raise DatasetError(f"{unreadable} of {total} images could not be read; the others are answered above")
 
 
@@ -126,7 +127,6 @@ def promote(
     ] = False,
 ) -> None:
     """Judge the candidate by the gate of params.yaml and make it champion."""
-    from coop_core.errors import GateError
     from coop_core.params import load_params
     from pipelines.champion import promotion
     from pipelines.records.server import open_records
@@ -222,7 +222,6 @@ def ui(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="On loopback; else COOP_MLFLOW_PORT.")] = None,
 ) -> None:
     """Open MLflow's pages on the tracking database, on loopback, until Ctrl-C."""
-    from coop_core.errors import ServiceError
     from pipelines.environment import LOGIN
     from pipelines.links import page
     from pipelines.services import local
