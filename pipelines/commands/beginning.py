@@ -7,7 +7,7 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 _ASK_MLFLOW = {"compare", "promote", "rollback", "history", "reconcile"}
-_WAITED_FOR = _ASK_MLFLOW | {"predict", "card", "serve"}
+_WAITED_FOR = _ASK_MLFLOW | {"predict", "card", "serve", "doctor"}
 """Commands that a person waits for: they do not ask a silent server for minutes."""
 _ANSWER = {"predict", "serve"}
 """Commands that take images through a tower, one or a few at a time."""

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pipelines.commands.beginning import Commands, Several, reachable
 from pipelines.commands.choose import choose
+from pipelines.commands.doctor import doctor
 from pipelines.commands.reproduce import reproduce
 from pipelines.commands.serve import serve
 
@@ -109,6 +110,7 @@ def card(
 
     from coop_core.artifact import read_artifact
     from coop_core.report.findings import answer_cost
+    from pipelines.commands.cards import as_text
     from pipelines.commands.predict import find_artifact
     from pipelines.settings import load_settings
 
@@ -117,7 +119,7 @@ def card(
     if as_json:
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        typer.echo(_as_text({"answer": f"costs {answer_cost(content)} once its image is encoded", **content}))
+        typer.echo(as_text({"answer": f"costs {answer_cost(content)} once its image is encoded", **content}))
 
 
 @app.command()
@@ -251,6 +253,7 @@ def ui(
 
 
 app.command()(serve)
+app.command()(doctor)
 
 
 @app.command()
@@ -279,21 +282,6 @@ def status() -> None:
 
     if not local.status(load_settings()):
         raise typer.Exit(1)
-
-
-def _as_text(tree: Any, indent: str = "") -> str:
-    """A card for reading: one `key: value` a line, nested by indentation."""
-    lines = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            lines.append(f"{indent}{key}:")
-            lines.append(_as_text(value, indent + "  "))
-        elif isinstance(value, list):
-            shown = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
-            lines.append(f"{indent}{key}: {shown}")
-        elif value != {}:
-            lines.append(f"{indent}{key}: {value}")
-    return "\n".join(line for line in lines if line)
 
 
 if __name__ == "__main__":
