@@ -27,7 +27,7 @@ ROOMS = {
         "reproduction",
     ],
     "pipelines": [
-        "environment paths revision summary locks allocator",
+        "environment paths revision summary locks allocator finding",
         "settings processes",
         "console links",
         "sources records services",
@@ -69,16 +69,19 @@ INSIDE = {
     "coop_core.params": ["sections", "sweep", "run", "file", "recipes defaults"],
     "coop_core.sweeps": ["sweep", "trials", "choosing"],
     "coop_core.reproduction": ["figures grid estimate", "comparison"],
-    "pipelines.sources": ["storage catalogue", "datasets"],
-    "pipelines.records": ["server prompt_model served names", "claims trials", "registry", "runs"],
-    "pipelines.services": ["supervision workspace", "local"],
+    "pipelines.sources": ["bucket catalogue", "storage probes", "datasets"],
+    "pipelines.records": ["server prompt_model served names", "claims trials probes", "registry", "runs"],
+    "pipelines.services": ["supervision workspace", "planning", "local probes"],
     "pipelines.sweeps": ["trainer outcome", "trainers", "sweeping", "view"],
     "pipelines.champion": ["proof", "promotion", "retraining"],
     "pipelines.serving": ["metrics problems batching", "versions guard", "model", "entrance", "app", "server"],
-    "pipelines.flows": ["lifeline client pools", "bootstrap trials sweep reconcile promote", "retrain"],
+    "pipelines.flows": [
+        "lifeline names", "client pools", "deploying", "bootstrap trials sweep reconcile promote", "retrain",
+    ],
     "pipelines.stages": ["download split features baselines train evaluate report", "judge track", "__main__"],
     "pipelines.commands": [
-        "beginning sweep predict compare describe serve choice", "reproduction", "reproduce choose", "cli",
+        "beginning sweep predict compare describe serve choice cards examination", "reproduction",
+        "reproduce choose doctor", "cli",
     ],
 }
 OWNERS = {
@@ -94,7 +97,7 @@ OWNERS = {
     "starlette": "pipelines.serving",
     "uvicorn": "pipelines.serving",
     "pydantic_settings": "pipelines.settings",
-    "boto3": "pipelines.sources.storage",
+    "boto3": "pipelines.sources pipelines.records.server",
     "typer": "pipelines.commands",
     "dvc": "",
     "prefect": "pipelines.flows",

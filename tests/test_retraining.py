@@ -12,10 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coop_core.errors import ServiceError
+from coop_core.errors import GateError, ServiceError
 from coop_core.judging.gate import Check, Decision
 from pipelines.champion import retraining
 from pipelines.champion.retraining import alone, judgement, reproduce, summary, waits_for_judgement
+from pipelines.records import claims
+from pipelines.records.claims import claim_retraining
 from pipelines.records.registry import CANDIDATE, CHAMPION, GATE, mark_judged
 from pipelines.records.server import connected
 from pipelines.settings import Settings
@@ -98,6 +100,42 @@ def test_nothing_changed_stops_early(settings, register):
 
     assert reproduce(settings) is None
     assert called() == ["status"]
+
+
+def claims_of(settings: Settings) -> list[dict]:
+    """The claims on retraining into the settings' experiment."""
+    with connected(settings) as mlflow:
+        tags = mlflow.MlflowClient().get_experiment_by_name(settings.experiment).tags
+    return [json.loads(value) for key, value in tags.items() if key.startswith("claim.")]
+
+
+def test_two_clones_do_not_retrain_into_one_registry_at_once(settings):
+    with (
+        claim_retraining(settings, by="ann in photos"),
+        pytest.raises(GateError, match=r"^another retraining is under way, by ann in photos on .*: try again"),
+        claim_retraining(settings, by="ben in photos-2"),
+    ):
+        pass
+    assert claims_of(settings) == []
+
+    with claim_retraining(settings, by="ben in photos-2"):
+        assert [claim["by"] for claim in claims_of(settings)] == ["ben in photos-2"]
+
+
+def test_a_retraining_holds_its_claim_for_longer_than_a_killed_one(settings, monkeypatch):
+    monkeypatch.setattr(claims, "_RENEW_SECONDS", 0.05)
+    with claim_retraining(settings, by="ann"):
+        (before,) = claims_of(settings)
+        deadline = time.monotonic() + 20
+        while claims_of(settings)[0]["since"] == before["since"]:
+            assert time.monotonic() < deadline
+    assert claims_of(settings) == []
+
+
+def test_projects_of_their_own_experiments_retrain_side_by_side(settings):
+    other = settings.model_copy(update={"experiment": "another"})
+    with claim_retraining(settings, by="ann"), claim_retraining(other, by="ben"):
+        assert [claim["by"] for claim in claims_of(other)] == ["ben"]
 
 
 def test_what_was_cut_off_after_the_training_is_pushed_and_tied_by_the_next(settings, register):

@@ -23,6 +23,7 @@ from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
 from coop_core.errors import ServiceError
+from pipelines.flows.names import on_server
 from pipelines.settings import refusal
 
 POOLS = {
@@ -47,7 +48,7 @@ def bootstrap(api_url: str, *, without_workers: bool = False) -> None:
     try:
         with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
             for name, description in POOLS.items():
-                _ensure_pool(client, name, description)
+                _ensure_pool(client, on_server(name), description)
             _ensure_automation(client)
             if without_workers:
                 _crash_lost_runs(client)
@@ -102,7 +103,7 @@ def _crash_lost_runs(client: SyncPrefectClient) -> None:
     types = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
     state = FlowRunFilterState(type=FlowRunFilterStateType(any_=types),
                                name=FlowRunFilterStateName(not_any_=["Suspended"]))  # fmt: skip
-    pools = WorkPoolFilter(name=WorkPoolFilterName(any_=list(POOLS)))
+    pools = WorkPoolFilter(name=WorkPoolFilterName(any_=[on_server(name) for name in POOLS]))
     while runs := client.read_flow_runs(flow_run_filter=FlowRunFilter(state=state), work_pool_filter=pools):
         for run in runs:
             client.set_flow_run_state(run.id, Crashed(message="its process is gone"), force=True)

@@ -87,7 +87,7 @@ def track(record: RunRecord, settings: Settings) -> Tracked:
     with connected(settings, way_out=", then run `dvc repro`: only this stage is left to do") as mlflow:
         client = mlflow.MlflowClient()
         experiment_id = find_experiment(client, settings, settings.experiment)
-        name = settings.registered_model or name_after(record.tags["dataset"])
+        name = settings.registered_model or name_after(record.tags["dataset"], project=settings.project_name)
         earlier = _find(client, experiment_id, record.key, name)
         if earlier is not None:
             log.info("this run is on record already: %s", earlier.info.run_id)
