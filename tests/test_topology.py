@@ -40,7 +40,7 @@ class Team:
 
     def run(self, clone: Playground, *words: str) -> subprocess.CompletedProcess[str]:
         ended = subprocess.run(words, cwd=clone.folder, env=clone.environment, capture_output=True, text=True,
-                               timeout=400)  # fmt: skip
+                               timeout=900)  # fmt: skip
         self.said.append(ended.stdout + ended.stderr)
         return ended
 
@@ -81,7 +81,7 @@ class Team:
         deployment = self.prefect(f"deployments/name/{name}/{name}")
         begun = self.prefect(f"deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})
         ended = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        wait_until(lambda: self.prefect(f"flow_runs/{begun['id']}")["state"]["type"] in ended, 240)
+        wait_until(lambda: self.prefect(f"flow_runs/{begun['id']}")["state"]["type"] in ended, 400)
         return self.prefect(f"flow_runs/{begun['id']}")
 
     def champion(self) -> str | None:
@@ -147,6 +147,8 @@ def test_files_of_the_run_lie_in_the_store_and_no_client_has_its_keys(team):
 
 
 def test_a_sweep_goes_to_both_workers(team):
+    # Trials of as many steps train side by side, three such groups a run; here there are five.
+    change(team.first.folder, sweep={"seeds": [1], "space": {"split.shots": [1, 2], "train.epochs": [1, 2, 3]}})
     said = team.coop(team.first, "sweep")
     trainers = {path.name for path in (team.first.folder / ".cache/trainers").iterdir()}
 

@@ -16,7 +16,7 @@ import psutil
 
 from coop_core.errors import ServiceError
 
-READY_WITHIN = 240
+READY_WITHIN = 600
 """Seconds; a server starts in ten to twenty where nothing else works."""
 _ENDS_WITHIN = 30
 

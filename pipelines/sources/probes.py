@@ -79,6 +79,9 @@ def _write_beside(folder: Path) -> None:
 
 def probe_sources(settings: Settings) -> Iterator[Finding]:
     """The first object that the card of params.yaml names in each bucket, unread."""
+    if not paths.PARAMS.exists():
+        yield unused(SOURCES, f"there is no {paths.PARAMS} here")
+        return
     try:
         source = Path(load_params(paths.PARAMS).dataset.source)
         card = read_source(source)[0] if source.suffix == ".yaml" and source.is_file() else None
