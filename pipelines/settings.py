@@ -30,10 +30,14 @@ class Settings(BaseSettings):
     tracking_password: SecretStr | None = None
     """For MLflow's server; null is the login of `make up` where the address is its own."""
     artifact_location: str | None = None
-    """Where a new experiment keeps its files; null is mlruns/ beside the SQLite file, or the server's choice."""
+    """Where a new experiment keeps its files; null is mlruns/ beside the SQLite file, or the server's choice.
+    For s3://..., MLflow gets the keys below."""
+    project_name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
+    """Tells projects apart that share a Prefect or an MLflow: begins the names of pools, flows, deployments, models."""
     experiment: str = "coop"
+    """Where MLflow keeps the runs; with a project's name, that."""
     registered_model: str | None = Field(default=None, min_length=1)
-    """Of all versions; null names it after the data set, coop-DATASET (`records.names`)."""
+    """Of all versions; null names it after the data set, coop-DATASET or PROJECT-DATASET (`records.names`)."""
     cache_folder: Path = Path(".cache")
     """Fetched files, image features and checkpoints: safe to delete, slow to make again."""
     flow_run: str | None = None
@@ -83,6 +87,8 @@ class Settings(BaseSettings):
                 parts = login if len(places) == 2 else (":".join(login),)
                 for place, part in zip(places, parts, strict=False):
                     given[place] = given.get(place) or part or None
+        if given.get("project_name"):
+            given.setdefault("experiment", given["project_name"])
         return given
 
 
@@ -142,6 +148,20 @@ def _require_known_names() -> None:
                 faults.append(f"{name} in {where} is no setting (the nearest is {nearest})")
     if faults:
         raise ServiceError("; ".join(faults) + ": correct the name or remove it; README lists all")
+
+
+def named(settings: Settings, name: str) -> str:
+    """A name on a shared Prefect: the project's name stands before it, where there is one."""
+    return f"{settings.project_name}-{name}" if settings.project_name else name
+
+
+def store_keys(settings: Settings) -> dict[str, str]:
+    """What MLflow and its server reach an S3 store of files with; nothing where files lie elsewhere."""
+    key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    if not (settings.artifact_location or "").startswith("s3://") or key is None or secret is None:
+        return {}
+    endpoint = {"MLFLOW_S3_ENDPOINT_URL": settings.s3_endpoint_url} if settings.s3_endpoint_url else {}
+    return {"AWS_ACCESS_KEY_ID": key.get_secret_value(), "AWS_SECRET_ACCESS_KEY": secret.get_secret_value(), **endpoint}
 
 
 def is_own(address: str | None, port: int) -> bool:

@@ -27,7 +27,7 @@ ROOMS = {
         "reproduction",
     ],
     "pipelines": [
-        "environment paths revision summary locks allocator",
+        "environment paths revision summary locks allocator finding",
         "settings processes",
         "console links",
         "sources records services",
@@ -73,12 +73,12 @@ INSIDE = {
     "coop_core.exchange": ["portable dassl", "exported imported"],
     "coop_core.sweeps": ["space", "sweep", "trials", "choosing"],
     "coop_core.reproduction": ["figures grid estimate", "comparison"],
-    "pipelines.sources": ["storage catalogue", "datasets"],
+    "pipelines.sources": ["bucket catalogue", "storage probes", "datasets"],
     "pipelines.records": [
-        "prompt_model served names local_versions", "server", "claims trials watches", "registry",
+        "prompt_model served names local_versions", "server", "claims trials watches probes", "registry",
         "runs retention imported",
     ],
-    "pipelines.services": ["supervision workspace", "local announcing"],
+    "pipelines.services": ["supervision workspace", "planning", "local probes announcing"],
     "pipelines.sweeps": ["trainer outcome", "trainers", "sweeping", "view"],
     "pipelines.champion": ["proof", "promotion", "retraining"],
     "pipelines.upkeep": ["leavings archive bucket databases", "places", "backup restore"],
@@ -87,12 +87,13 @@ INSIDE = {
         "server",
     ],
     "pipelines.flows": [
-        "lifeline client notices", "pools", "bootstrap trials sweep reconcile promote watch", "retrain",
+        "lifeline names", "client notices", "pools", "deploying",
+        "bootstrap trials sweep reconcile promote watch", "retrain",
     ],
     "pipelines.stages": ["download split features label baselines train evaluate report", "judge track", "__main__"],
     "pipelines.commands": [
-        "beginning sweep predict compare describe serve choice collecting moving importing watching",
-        "reproduction exporting", "reproduce choose keeping exchange watch", "cli",
+        "beginning sweep predict compare describe serve choice collecting moving importing watching cards examination",
+        "reproduction exporting", "reproduce choose keeping exchange watch doctor", "cli",
     ],
 }
 OWNERS = {
@@ -111,7 +112,7 @@ OWNERS = {
     "starlette": "pipelines.serving",
     "uvicorn": "pipelines.serving",
     "pydantic_settings": "pipelines.settings",
-    "boto3": "pipelines.sources.storage pipelines.upkeep.bucket",
+    "boto3": "pipelines.sources pipelines.records.server pipelines.upkeep.bucket",
     "typer": "pipelines.commands",
     "dvc": "",
     "prefect": "pipelines.flows",

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 _ASK_MLFLOW = {"compare", "promote", "rollback", "history", "reconcile", "gc"}
-_WAITED_FOR = _ASK_MLFLOW | {"predict", "card", "serve", "export", "import"}
+_WAITED_FOR = _ASK_MLFLOW | {"predict", "card", "serve", "export", "import", "doctor"}
 """Commands that a person waits for: they do not ask a silent server for minutes."""
 _ANSWER = {"predict", "serve", "export"}
 """Commands that take images through a tower, one or a few at a time."""

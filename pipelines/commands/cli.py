@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from coop_core.errors import DatasetError, GateError, ServiceError
 from pipelines.commands.beginning import DEFAULT_MODEL, Commands, Model, Several
 from pipelines.commands.choose import choose
+from pipelines.commands.doctor import doctor
 from pipelines.commands.exchange import export, import_
 from pipelines.commands.keeping import backup, gc, reconcile, restore
 from pipelines.commands.reproduce import reproduce
@@ -108,6 +109,7 @@ def card(
 
     from coop_core.artifact import read_artifact
     from coop_core.report.findings import answer_cost
+    from pipelines.commands.cards import as_text
     from pipelines.commands.predict import find_artifact
     from pipelines.settings import load_settings
 
@@ -116,7 +118,7 @@ def card(
     if as_json:
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        typer.echo(_as_text({"answer": f"costs {answer_cost(content)} once its image is encoded", **content}))
+        typer.echo(as_text({"answer": f"costs {answer_cost(content)} once its image is encoded", **content}))
 
 
 @app.command()
@@ -237,6 +239,9 @@ def ui(
     local.show_pages(settings, port)
 
 
+app.command()(doctor)
+
+
 @app.command()
 def up() -> None:
     """Start Prefect, MLflow and the workers on this machine, and deploy the flows; again repairs what is missing."""
@@ -263,21 +268,6 @@ def status() -> None:
 
     if not local.status(load_settings()):
         raise typer.Exit(1)
-
-
-def _as_text(tree: Any, indent: str = "") -> str:
-    """A card for reading: one `key: value` a line, nested by indentation."""
-    lines = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            lines.append(f"{indent}{key}:")
-            lines.append(_as_text(value, indent + "  "))
-        elif isinstance(value, list):
-            shown = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
-            lines.append(f"{indent}{key}: {shown}")
-        elif value != {}:
-            lines.append(f"{indent}{key}: {value}")
-    return "\n".join(line for line in lines if line)
 
 
 if __name__ == "__main__":

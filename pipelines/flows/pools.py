@@ -24,6 +24,7 @@ from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
 from coop_core.errors import ServiceError
+from pipelines.flows.names import on_server
 from pipelines.flows.notices import arrange
 from pipelines.settings import refusal
 
@@ -52,7 +53,7 @@ def bootstrap(api_url: str, *, notify_url: str | None = None, without_workers: b
     try:
         with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
             for name, description in POOLS.items():
-                _ensure_pool(client, name, description)
+                _ensure_pool(client, on_server(name), description)
             _ensure_automation(client, zombie_automation())
             _ensure_automation(client, drift_automation(_retraining(client)))
             arrange(client, notify_url)
@@ -89,10 +90,10 @@ def zombie_automation() -> AutomationCore:
 def drift_automation(retraining: UUID) -> AutomationCore:
     """Run the deployment `retrain`, of which this is the id, when the flow `watch` says that images differ."""
     return AutomationCore(
-        name=RETRAIN_ON_DRIFT,
+        name=on_server(RETRAIN_ON_DRIFT),
         description="Retrains when what the champion is sent differs from its test images; the gate decides as ever.",
         trigger=EventTrigger(
-            match=ResourceSpecification({"prefect.resource.id": [f"{WATCHED}.*"]}),
+            match=ResourceSpecification({"prefect.resource.id": [f"{on_server(WATCHED)}.*"]}),
             expect={DRIFT},
             posture=Posture.Reactive,
             threshold=1,
@@ -104,10 +105,11 @@ def drift_automation(retraining: UUID) -> AutomationCore:
 
 def _retraining(client: SyncPrefectClient) -> UUID:
     """The id of the deployment `retrain`, which it keeps when it is deployed: made now where it is not there yet."""
+    name = on_server("retrain")
     try:
-        return client.read_deployment_by_name("retrain/retrain").id
+        return client.read_deployment_by_name(f"{name}/{name}").id
     except ObjectNotFound:
-        return client.create_deployment(client.create_flow_from_name("retrain"), "retrain", work_pool_name="cpu")
+        return client.create_deployment(client.create_flow_from_name(name), name, work_pool_name=on_server("cpu"))
 
 
 def _ensure_pool(client: SyncPrefectClient, name: str, description: str) -> None:
@@ -133,7 +135,7 @@ def _crash_lost_runs(client: SyncPrefectClient) -> None:
     types = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
     state = FlowRunFilterState(type=FlowRunFilterStateType(any_=types),
                                name=FlowRunFilterStateName(not_any_=["Suspended"]))  # fmt: skip
-    pools = WorkPoolFilter(name=WorkPoolFilterName(any_=list(POOLS)))
+    pools = WorkPoolFilter(name=WorkPoolFilterName(any_=[on_server(name) for name in POOLS]))
     while runs := client.read_flow_runs(flow_run_filter=FlowRunFilter(state=state), work_pool_filter=pools):
         for run in runs:
             client.set_flow_run_state(run.id, Crashed(message="its process is gone"), force=True)

@@ -12,13 +12,14 @@ from coop_core.params import load_params
 from pipelines import paths
 from pipelines.console import prepare
 from pipelines.flows.lifeline import end_with_worker
+from pipelines.flows.names import on_server
 from pipelines.flows.pools import DRIFT, WATCHED
 from pipelines.records.server import open_records
 from pipelines.serving.watching import Look, as_json, as_markdown
 from pipelines.serving.watching import watch as watch_once
 
 
-@flow(name="watch", log_prints=False)
+@flow(name=on_server("watch"), log_prints=False)
 def watch() -> str:
     """Look at the newest images that the champion was sent, where there are new ones; nothing to watch is no fault."""
     prepare()
@@ -36,7 +37,7 @@ def watch() -> str:
 def raise_alarm(found: Look) -> None:
     """Tell Prefect, whose automation asks for the retraining."""
     its = found.gathered
-    resource = {"prefect.resource.id": f"{WATCHED}.{its.model}", "prefect.resource.name": its.model,
+    resource = {"prefect.resource.id": f"{on_server(WATCHED)}.{its.model}", "prefect.resource.name": its.model,
                 "coop.version": its.version.number}  # fmt: skip
     emit_event(DRIFT, resource, payload=as_json(found) | {"sentence": found.sentence})
     get_run_logger().warning("%s: a retraining is asked for", found.sentence)
