@@ -29,7 +29,7 @@ def retrain() -> str:
     end_with_worker()
     logger, settings = get_run_logger(), load_settings()
     decision, said = None, "nothing had changed"
-    with alone(settings), claim_retraining(settings, by=f"{getpass.getuser()} in {Path.cwd().name}"):
+    with alone(settings), claim_retraining(settings, by=f"{getpass.getuser()} in {Path.cwd()}"):
         reproduced = reproduce(settings, flow_run=str(runtime.flow_run.id))
         version = reproduced.version if reproduced else waits_for_judgement(settings)
         if version is not None and was_champion(settings, version):
