@@ -202,13 +202,14 @@ def test_a_clock_that_differs_is_wrong(make, server, ahead, said):
     (found,) = probe_clock(make(prefect_api_url=f"{server.address}/api"))
 
     assert found.state == "wrong"
-    assert re.match(rf"this machine is (299|300|301) s {said} Prefect's server: set both by NTP", found.said)
+    assert re.match(rf"this machine is (29|30)\d s {said} Prefect's server: set both by NTP", found.said)
 
 
 def test_a_clock_that_agrees_is_well(make, server):
     (found,) = probe_clock(make(tracking_uri=server.address))
 
-    assert found == well("clock", "within 1 s of MLflow")
+    assert found.state == "well"
+    assert re.fullmatch(r"within \d+ s of MLflow", found.said)
 
 
 def test_a_full_disk_is_wrong(make, monkeypatch):
@@ -279,7 +280,7 @@ def test_a_card_without_a_bucket_needs_none(make, tmp_path):
 
 def test_a_check_that_comes_to_no_end_does_not_keep_the_table(make, monkeypatch):
     monkeypatch.setattr(examination, "WITHIN_SECONDS", 0.2)
-    monkeypatch.setattr(examination, "probe_remote", lambda: iter(time.sleep, None))
+    monkeypatch.setattr(examination, "probe_remote", lambda: iter(lambda: time.sleep(30), None))
     for name in ("probe_mlflow", "probe_prefect", "probe_clock", "probe_machine", "probe_sources"):
         monkeypatch.setattr(examination, name, lambda settings: [well("this", "is well")])
 

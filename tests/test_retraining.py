@@ -125,6 +125,13 @@ def test_two_clones_do_not_retrain_into_one_registry_at_once(records):
         assert [claim["by"] for claim in claims_of(records)] == ["ben in photos-2"]
 
 
+def test_what_a_killed_retraining_left_is_in_no_way_of_the_next_in_its_clone(records):
+    left = claim_retraining(records, by="ann in photos")  # kept, or its end would release it
+    left.__enter__()
+    with claim_retraining(records, by="ann in photos"):
+        assert [claim["by"] for claim in claims_of(records)] == ["ann in photos"]
+
+
 def test_a_retraining_holds_its_claim_for_longer_than_a_killed_one(records, monkeypatch):
     monkeypatch.setattr(claims, "_RENEW_SECONDS", 0.05)
     with claim_retraining(records, by="ann"):

@@ -29,7 +29,7 @@ def retrain() -> str:
     end_with_worker()
     logger, records = get_run_logger(), open_records()
     decision, said = None, "nothing had changed"
-    with alone(records.settings), claim_retraining(records, by=f"{getpass.getuser()} in {Path.cwd().name}"):
+    with alone(records.settings), claim_retraining(records, by=f"{getpass.getuser()} in {Path.cwd()}"):
         reproduced = reproduce(records, flow_run=str(runtime.flow_run.id))
         version = reproduced.version if reproduced else waits_for_judgement(records)
         if version is not None and was_champion(records, version):

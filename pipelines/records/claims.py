@@ -30,6 +30,8 @@ _UNDECIDED_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _RENEW_SECONDS = 60.0
 """A retraining takes longer than what a killed process leaves."""
+_LAST_SECONDS = 60.0
+"""For a renewal that is under way when a retraining ends."""
 _CLAIM = "claim."
 _ASKING, _HOLDING = "asking", "holding"
 
@@ -168,6 +170,9 @@ class _Experiment:
 def claim_retraining(records: Records, *, by: str) -> Iterator[None]:
     """One retraining at a time into an experiment, and so into its models, from whatever clones; renewed meanwhile.
 
+    `by` names the clone, and whoever calls holds that clone's own lock: so a claim of the same name from this machine
+    is what a killed retraining left, and is removed.
+
     Raises
     ------
     GateError
@@ -175,7 +180,10 @@ def claim_retraining(records: Records, *, by: str) -> Iterator[None]:
     """
     with records.asked() as client:
         number = records.find_experiment(client, records.experiment)
-        claim = Claim(_Experiment(client), number, by, what="retraining")
+        place, own = _Experiment(client), (by, socket.gethostname())
+        left = [key for key, tag in _read(place, number).items() if (tag.by, tag.host) == own]
+        _clear(place, number, left)
+        claim = Claim(place, number, by, what="retraining")
         claim.ask()
         try:
             claim.hold()
@@ -189,7 +197,7 @@ def claim_retraining(records: Records, *, by: str) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(_RENEW_SECONDS)
+        thread.join(_LAST_SECONDS)  # or a late renewal would make the claim anew
         with records.asked():
             claim.release()
 
