@@ -168,7 +168,7 @@ def tool(name: str) -> str:
     (None, None, None),
     ("USER 1000:1000\nCMD", "USER root\nCMD", "DL3002"),
     ("ARG BASE=docker.io/library/python:3.11-slim-bookworm", "FROM python:latest AS old", "DL3007"),
-    ("# hadolint ignore=DL3013\n", "", "DL3013"),
+    ("# hadolint ignore=DL3008\n", "", "DL3008"),
 ])  # fmt: skip
 def test_the_linter_of_images_finds_nothing_here_and_something_in_a_worse_one(tmp_path, line, instead, rule):
     text = (INFRA / "Containerfile").read_text()
