@@ -78,6 +78,13 @@ def test_compose_names_every_variable_that_is_missing(tmp_path):
         assert f"required variable {name} is missing a value" in refused.stderr
 
 
+def test_example_env_names_every_variable_that_may_be_left_out_with_what_it_is_then():
+    found = re.findall(r"\$\{(\w+):-((?:\$\{\w+:-\w+\}|[^}$])*)\}", (INFRA / "compose.yaml").read_text())
+    defaults = {name: re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value) for name, value in found}
+    lines = re.findall(r"^(?:# )?([A-Z0-9_]+)=(.+)$", (INFRA / "example.env").read_text(), re.M)
+    assert dict(lines) == defaults | {"MODEL": "coop-fashion-mnist"}
+
+
 def test_compose_refuses_a_key_that_does_not_exist(tmp_path):
     broken = tmp_path / "compose.yaml"
     broken.write_text((INFRA / "compose.yaml").read_text().replace("  read_only: true", "  readonly: true"))
