@@ -78,6 +78,13 @@ def test_compose_names_every_variable_that_is_missing(tmp_path):
         assert f"required variable {name} is missing a value" in refused.stderr
 
 
+def test_example_env_names_every_variable_that_may_be_left_out_with_what_it_is_then():
+    found = re.findall(r"\$\{(\w+):-((?:\$\{\w+:-\w+\}|[^}$])*)\}", (INFRA / "compose.yaml").read_text())
+    defaults = {name: re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value) for name, value in found}
+    lines = re.findall(r"^(?:# )?([A-Z0-9_]+)=(.+)$", (INFRA / "example.env").read_text(), re.M)
+    assert dict(lines) == defaults | {"MODEL": "coop-fashion-mnist"}
+
+
 def test_compose_refuses_a_key_that_does_not_exist(tmp_path):
     broken = tmp_path / "compose.yaml"
     broken.write_text((INFRA / "compose.yaml").read_text().replace("  read_only: true", "  readonly: true"))
@@ -168,7 +175,7 @@ def tool(name: str) -> str:
     (None, None, None),
     ("USER 1000:1000\nCMD", "USER root\nCMD", "DL3002"),
     ("ARG BASE=docker.io/library/python:3.11-slim-bookworm", "FROM python:latest AS old", "DL3007"),
-    ("# hadolint ignore=DL3013\n", "", "DL3013"),
+    ("# hadolint ignore=DL3008\n", "", "DL3008"),
 ])  # fmt: skip
 def test_the_linter_of_images_finds_nothing_here_and_something_in_a_worse_one(tmp_path, line, instead, rule):
     text = (INFRA / "Containerfile").read_text()
