@@ -328,7 +328,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_buckets_are_made_once(s3, monkeypatch):
     """SeaweedFS refuses a bucket that is there; moto takes it, so the requests are counted."""
     client, made = boto3.client("s3"), []
-    client.meta.events.register("provide-client-params.s3.CreateBucket", lambda params, **_: made.append(params["Bucket"]))
+    client.meta.events.register(
+        "provide-client-params.s3.CreateBucket", lambda params, **_: made.append(params["Bucket"])
+    )
     monkeypatch.setattr(boto3, "client", lambda service: client)
     for _ in range(2):
         script("prepare").make_buckets()
