@@ -1,6 +1,7 @@
 """DPL's steps, ours against the straightforward way, in turn in one run -> seconds, and bytes between the passes.
 
     python benchmarks/deep_prompts.py [--architecture ViT-B-32] [--classes 10 100] [--repeats 3]
+    ... --steps training --ours       one kind of step, and without the other way, which at 100 classes takes minutes
     python benchmarks/deep_prompts.py --images FOLDER_OF_CLASS_FOLDERS       a search and a training on real images
 
 Random weights; batches of 4 images, as published. A step of training has 3 rows in every layer of both towers, a step
@@ -41,6 +42,8 @@ def main() -> None:
     parser.add_argument("--architecture", default="ViT-B-32")
     parser.add_argument("--classes", nargs="*", type=int, default=[10, 100])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", nargs="+", choices=("training", "search"), default=["training", "search"])
+    parser.add_argument("--ours", action="store_true", help="leave the straightforward way out")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--epochs", type=int, default=3, help="of the search and of the training on --images")
     arguments = parser.parse_args()
@@ -50,8 +53,9 @@ def main() -> None:
         return
     table = Table("step", "classes", "ours", "straightforward", "ratio", "from - to", "kept", "of", "difference")
     for classes in arguments.classes:
-        for name, build in (("training", trained), ("search", searched)):
-            table.add_row(name, str(classes), *compared(backbone, classes, build, arguments.repeats))
+        for name in arguments.steps:
+            build = {"training": trained, "search": searched}[name]
+            table.add_row(name, str(classes), *compared(backbone, classes, build, arguments.repeats, arguments.ours))
     Console(width=120).print(table)
 
 
@@ -73,11 +77,12 @@ def searched(backbone: Backbone, classes: int, engine: Engine) -> Any:
                         engine=engine)  # fmt: skip
 
 
-def compared(backbone: Backbone, classes: int, build: Callable[..., Any], repeats: int) -> list[str]:
+def compared(backbone: Backbone, classes: int, build: Callable[..., Any], repeats: int, alone: bool) -> list[str]:
     size = backbone.transform.size
     pixels = torch.randn(BATCH, 3, size, size, generator=generator_for(0, "pixels"))
     labels = torch.arange(BATCH) % classes
-    both = [build(backbone, classes, Engine(path, max_memory=10**11)) for path in ("auto", "full")]
+    paths = ("auto",) if alone else ("auto", "full")
+    both = [build(backbone, classes, Engine(path, max_memory=10**11)) for path in paths]
     times, kept, gradients = [], [], []
     for _ in range(repeats):
         for learner in both:
@@ -85,6 +90,9 @@ def compared(backbone: Backbone, classes: int, build: Callable[..., Any], repeat
             times.append(seconds)
             kept.append(held)
             gradients.append(found)
+    if alone:
+        return [f"{statistics.median(times):.2f} s", "", "", f"{min(times):.2f} - {max(times):.2f} s",
+                f"{kept[0] / 1e6:,.0f} MB", "", ""]  # fmt: skip
     ours, theirs = times[::2], times[1::2]
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()

@@ -1,10 +1,11 @@
 """Heads over shots and seeds: data sets -> accuracy and seconds of every head that learns from cached features.
 
     python benchmarks/heads.py PATH ... --set features.views=8 split.test_per_class=null
-    ... --shots 1 2 4 8 16 --seeds 1 2 3 --heads gda probe --json FILE
+    ... --shots 1 2 4 8 16 --seeds 1 2 3 --heads GDA CLAP --json FILE
 
-Features are computed before anything is timed. Every number of shots has a split of its own, whose validation images
-(at most 4 a class, at most the shots) are all that a head may choose by; test images are the same for all.
+What FILE holds already is not trained again, so that a long table can be made in pieces. Features are computed before
+anything is timed. Every number of shots has a split of its own, whose validation images (at most 4 a class, at most the
+shots) are all that a head may choose by; test images are the same for all.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from coop_core.backbone import Backbone
 from coop_core.data.dataset import Dataset
 from coop_core.data.split import few_shot_split
 from coop_core.features.examples import CachedFeatures
-from coop_core.files import write_json
+from coop_core.files import read_json, write_json
 from coop_core.judging.baselines import zero_shot
 from coop_core.params import DatasetParams, Params, parse_params
 from coop_core.preparing import prepare
@@ -58,12 +59,12 @@ def main() -> None:
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 2, 4, 8, 16])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change a parameter")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="found there, and kept there")
     options = parser.parse_args()
     settings = load_settings()
     tree = changed(YAML(typ="safe").load(paths.PARAMS.read_text()), options.set)
     backbone = parse_params(tree, where="params.yaml with --set").backbone.load(device=choose_device(settings))
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = read_json(options.json) if options.json and options.json.exists() else []
     with tempfile.TemporaryDirectory() as folder:
         for number, source in enumerate(options.source):
             dataset = bring_dataset(DatasetParams(source=source), Path(folder) / str(number), settings)
@@ -71,11 +72,14 @@ def main() -> None:
                 for shots in options.shots:
                     own = tree | {"seed": seed, "sweep": None, "tests": {}}
                     own["split"] = tree["split"] | {"shots": shots, "curve_shots": []}
-                    rows = judged(own, options.heads, dataset, backbone, settings.cache_folder / paths.FEATURE_STORE)
-                    found += [{"dataset": dataset.name, "seed": seed, "shots": shots, **row} for row in rows]
+                    cell = {"dataset": dataset.name, "seed": seed, "shots": shots}
+                    known = {row["head"] for row in found if cell.items() <= row.items()}
+                    if heads := [head for head in options.heads if head not in known]:
+                        rows = judged(own, heads, dataset, backbone, settings.cache_folder / paths.FEATURE_STORE)
+                        found += [{**cell, **row} for row in rows if row["head"] not in known]
+                        if options.json:
+                            write_json(options.json, found)
             show(dataset.name, [row for row in found if row["dataset"] == dataset.name])
-    if options.json:
-        write_json(options.json, found)
 
 
 def judged(
@@ -85,24 +89,26 @@ def judged(
     split = few_shot_split(
         dataset, shots=params.split.shots, seed=params.seed, test_per_class=params.split.test_per_class
     )
-    train, val, test = (
-        CachedFeatures.of(images, features(backbone, dataset, images, params, store, views=views),
-                          device=backbone.device)
+    read = {unprojected: [
+        CachedFeatures.of(images, features(backbone, dataset, images, params, store, views=views,
+                                           unprojected=unprojected), device=backbone.device)
         for images, views in ((split.train, params.features.views), (split.val, 1), (split.test, 1))
-    )  # fmt: skip
+    ] for unprojected in {False, backbone.projection is not None}}  # fmt: skip
 
-    def accuracy(answers: Any) -> float:
+    def accuracy(answers: Any, test: CachedFeatures) -> float:
         return float((answers.probabilities(test.features[:, 0]).argmax(1) == test.labels).float().mean())
 
-    rows = [{"head": "zero-shot", "accuracy": accuracy(zero_shot(backbone, split.class_names, split.template))}]
+    untrained = zero_shot(backbone, split.class_names, split.template)
+    rows = [{"head": "zero-shot", "accuracy": accuracy(untrained, read[False][2])}]
     for head in heads:
         own: Params = parse_params({**tree, "method": HEADS[head]}, where="params.yaml with --set")
+        train, val, test = read[own.method.reads == "unprojected" and backbone.projection is not None]
         started = time.perf_counter()
         training = prepare(own, split=split, backbone=backbone, examples=train, validation=val)
         fit(training)
         seconds = time.perf_counter() - started
         answers = answer_with(training.learner, class_names=split.class_names)
-        rows.append({"head": head, "accuracy": accuracy(answers), "seconds": seconds})
+        rows.append({"head": head, "accuracy": accuracy(answers, test), "seconds": seconds})
     return rows
 
 

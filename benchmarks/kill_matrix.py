@@ -200,7 +200,7 @@ def kill_retraining(playground: Playground, row: Row) -> None:
     from pipelines.flows import client
 
     playground.params(epochs=150)
-    run = client.start("retrain/retrain", parameters={})
+    run = client.start("retrain", parameters={})
     if row.victim == "track-stage":
         wait_for(lambda: playground.runs("attributes.status = 'RUNNING'"), "the record of the run")
     else:
@@ -216,7 +216,7 @@ def kill_retraining(playground: Playground, row: Row) -> None:
     time.sleep(10)
     row.orphans = sum(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in below)
     row.orphans += len(playground.processes("pipelines.stages")) + len(playground.processes("dvc repro"))
-    again = client.start("retrain/retrain", parameters={})
+    again = client.start("retrain", parameters={})
     wait_for(lambda: client.ended(client.look(again.id)), "the retraining again")
     row.again = "done" if client.look(again.id).state_name == "Completed" else str(client.look(again.id).state_name)
     row.whole = versions_are_whole(playground)

@@ -34,7 +34,7 @@ from coop_core.features.examples import CachedFeatures
 from coop_core.features.extract import extract_features
 from coop_core.files import read_array, write_json
 from coop_core.judging import baselines
-from coop_core.judging.pseudo_labels import training_examples
+from coop_core.judging.pseudo_labels import answer_pool, label_pool, training_examples
 from coop_core.params import DatasetParams, Params, parse_params
 from coop_core.preparing import prepare
 from coop_core.training import fit
@@ -101,7 +101,11 @@ def judged(params: Params, dataset: Dataset, backbone: Backbone, store: Path) ->
     )  # fmt: skip
     train = features(backbone, dataset, located(split.train, dataset), params, store, views=params.features.views)
     test = features(backbone, dataset, split.test, params, store)
-    examples, chosen = training_examples(split, train, backbone, shots=split.shots)
+    labels = None
+    if split.is_unlabelled:
+        answers = answer_pool(split, torch.from_numpy(np.array(train[:, 0])).to(backbone.device), backbone)
+        labels = label_pool(split, [answers], per_class=split.shots)
+    examples = training_examples(split, train, labels, shots=split.shots, device=backbone.device)
     started = time.perf_counter()
     training = prepare(params, split=split, backbone=backbone, examples=examples,
                        validation=CachedFeatures.of((), train[:0], device=backbone.device))  # fmt: skip
@@ -121,21 +125,22 @@ def judged(params: Params, dataset: Dataset, backbone: Backbone, store: Path) ->
         {"method": params.method.name, "seconds": seconds,
          "accuracy": accuracy(answer_with(training.learner, class_names=split.class_names))},
     ]  # fmt: skip
-    if chosen is not None:
-        truth = {image.digest: image.label for image in dataset.images}
+    if labels is not None:
+        chosen, truth = labels.chosen, {image.digest: image.label for image in dataset.images}
         right = [truth[split.train[row].digest] == label for row, label in zip(chosen.rows, chosen.labels, strict=True)]
         rows[-1] |= {"images": len(right), "right": float(np.mean(right))}
     return rows
 
 
 def features(
-    backbone: Backbone, dataset: Dataset, images: Any, params: Params, store: Path, *, views: int = 1
-) -> np.ndarray:
-    """(n, views, d)"""
+    backbone: Backbone, dataset: Dataset, images: Any, params: Params, store: Path, *, views: int = 1,
+    unprojected: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """(n, views, d), or what comes before the tower's last linear map (n, views, p)"""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "features.npy"
         extract_features(backbone, images, root=dataset.root, target=target, store_folder=store, views=views,
-                         seed=params.seed)  # fmt: skip
+                         seed=params.seed, unprojected=unprojected)  # fmt: skip
         return np.array(read_array(target))
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 
-from coop_core.backbone import Backbone, Precision, load_backbone
+from coop_core.backbone import AskedRuntime, Backbone, Precision, load_backbone
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 
 
-def random_backbone(architecture: str, *, device: str, image_precision: Precision = "float32") -> Backbone:
+def random_backbone(
+    architecture: str, *, device: str, image_precision: Precision = "float32", image_runtime: AskedRuntime = "torch"
+) -> Backbone:
     declare_missing_operators()
     import open_clip
 
@@ -17,4 +19,6 @@ def random_backbone(architecture: str, *, device: str, image_precision: Precisio
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pt"
         torch.save(open_clip.create_model(architecture, pretrained_image=False).state_dict(), path)
-        return load_backbone(architecture, str(path), image_precision=image_precision, device=device)
+        return load_backbone(
+            architecture, str(path), image_precision=image_precision, image_runtime=image_runtime, device=device
+        )

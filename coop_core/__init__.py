@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coop_core.estimator import PromptClassifier
+    from coop_core.showing import ProgressBar
 
-__all__ = ["PromptClassifier"]
+__all__ = ["ProgressBar", "PromptClassifier"]
 
 
 def __getattr__(name: str) -> Any:
-    """The classifier when it is first asked for: importing the package alone imports no torch."""
+    """What is asked for, when it is first asked for: importing the package alone imports no torch."""
     if name == "PromptClassifier":
         from coop_core.estimator import PromptClassifier
 
         return PromptClassifier
+    if name == "ProgressBar":
+        from coop_core.showing import ProgressBar
+
+        return ProgressBar
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

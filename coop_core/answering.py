@@ -4,7 +4,7 @@ Linear where the prompt collapses: one matrix product an image, of features or o
 of pixels. By the method itself where it does not, in pieces that fit into memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,46 +26,54 @@ class Answerer:
         answers: LinearClassifier | Learner,
         *,
         class_names: Sequence[str],
+        reads: Reads = "features",
         features: Callable[[Tensor], Tensor] | None = None,
         temperature: float = 1.0,
         threshold: float = 0.0,
     ) -> None:
         """`features`: what a method's own image tower says of pixels, where it reads them."""
         self._answers, self.class_names, self._features = answers, tuple(class_names), features
+        self.reads = reads
         self._temperature, self.threshold = temperature, threshold
         """Of probabilities, the least that is an answer."""
-
-    @property
-    def reads(self) -> Reads:
-        """features or pixels, as `methods.Learner` has them."""
-        return "features" if self._features is None else "pixels"
 
     @property
     def prompts_per_image(self) -> int:
         """How many prompts an answer costs; 0 for a matrix product."""
         return getattr(self._answers, "prompts_per_image", 0)
 
-    @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """What it reads, (n, d) or (n, 3, size, size), not normalised features -> (n, c), float32."""
-        if self._features is not None:
-            images = self._features(images)
+        """What it reads, (n, d), (n, p) or (n, 3, size, size), not normalised features -> (n, c), float32."""
+        return self.with_features(images)[0]
+
+    @torch.no_grad()
+    def with_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the features (n, d) that were answered from: given, or of the method's own image tower."""
+        features = images if self._features is None else self._features(images)
         if isinstance(self._answers, LinearClassifier):
-            logits = self._answers.logits(images)
+            logits = self._answers.logits(features)
         else:
-            logits = logits_in_pieces(self._answers, images)
-        return (logits / self._temperature).softmax(dim=-1)
+            logits = logits_in_pieces(self._answers, features)
+        return (logits / self._temperature).softmax(dim=-1), features
 
     def of_examples(self, examples: Examples) -> Tensor:
         """Probabilities (n, c) of every image's test view, on the CPU; examples hold what it reads."""
-        if self.reads == "features":
-            return self.probabilities(first_views(examples)).cpu()
-        return torch.cat([self.probabilities(pixels).cpu() for pixels in first_views_in_turn(examples)])
+        return self.of_examples_with_features(examples)[0]
+
+    def of_examples_with_features(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """The same, and the features (n, d)."""
+        batches: Iterable[Tensor] = first_views_in_turn(examples)
+        if self.reads != "pixels":
+            batches = [first_views(examples)]
+        found = [[its.cpu() for its in self.with_features(images)] for images in batches]
+        probabilities, features = (torch.cat(its) for its in zip(*found, strict=True))
+        return probabilities, features
 
 
 def answer_with(learner: Learner, *, class_names: Sequence[str]) -> Answerer:
     """A trained learner's answers, by what it collapses to where it does."""
-    return Answerer(collapsed(learner) or learner, class_names=class_names, features=_own_features(learner))
+    return Answerer(collapsed(learner) or learner, class_names=class_names, reads=learner.reads,
+                    features=_own_features(learner))  # fmt: skip
 
 
 def _own_features(learner: Any) -> Callable[[Tensor], Tensor] | None:
@@ -98,4 +106,4 @@ def answerer(
         return Answerer(artifact.classifier, class_names=names, **how)
     learner = restore_learner(artifact, backbone or artifact.load_backbone(), names, template=template, engine=engine)
     answers = artifact.classifier if is_own else collapsed(learner)
-    return Answerer(answers or learner, class_names=names, features=_own_features(learner), **how)
+    return Answerer(answers or learner, class_names=names, reads=learner.reads, features=_own_features(learner), **how)

@@ -3,6 +3,7 @@
     context.safetensors          the learned state: context_vectors, and what else the method learned
     class_weights.safetensors    the classifier it collapses to for the classes it was trained on
     card.json                    what made it, by digest; loading checks all of it
+    reference.safetensors        of a registered version: what it saw of its test images (`reference`)
 """
 
 import logging
@@ -15,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from coop_core.backbone import Backbone, backbone_name, digest_tensors, load_backbone
+from coop_core.backbone import Backbone, backbone_name, digest_tensors, is_installed, load_backbone
 from coop_core.card import SCHEMA, CardFields
 from coop_core.data.dataset import words
 from coop_core.data.views import ImageTransform
@@ -40,15 +41,30 @@ class Artifact:
     classifier: LinearClassifier | None
     """What it collapses to for its own classes; None where the answer to an image needs the method itself."""
 
+    def __repr__(self) -> str:
+        """For people: tensors and card would fill pages."""
+        backbone, data = self.card["backbone"], self.card.get("data", {})
+        learned = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.state.items())
+        return (f"Artifact({self.card['method'].get('name')!r} on {backbone['architecture']}, {len(self.class_names)} "
+                f"classes of {data.get('name')!r}: {learned or 'nothing learned'})")  # fmt: skip
+
     @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.card["class_names"])
 
     def load_backbone(self, *, device: torch.device | str = "cpu") -> Backbone:
-        """The backbone that the card names; BackboneError when it cannot be had."""
+        """The backbone that the card names; BackboneError when it cannot be had.
+
+        In float32, torch takes the place of a runtime that is not installed: features are the same but for rounding.
+        """
         ours = self.card["backbone"]
-        precision = ours.get("image_precision", "float32")
-        return load_backbone(ours["architecture"], ours["pretrained"], image_precision=precision, device=device)
+        precision, runtime = ours.get("image_precision", "float32"), ours.get("image_runtime", "torch")
+        if precision == "float32" and not is_installed(runtime):
+            log.info("%s is not installed, so torch computes the image tower: answers may differ by rounding", runtime)
+            runtime = "torch"
+        return load_backbone(
+            ours["architecture"], ours["pretrained"], image_precision=precision, image_runtime=runtime, device=device
+        )
 
     @property
     def temperature(self) -> float:
@@ -70,7 +86,9 @@ class Artifact:
     def feature_key(self) -> str:
         """`features.feature_key` of the backbone that the card names."""
         ours = self.card["backbone"]
-        return key_of(ours["weights_digest"], self.transform, folded=ours.get("batch_norm_folded", False))
+        return key_of(ours["weights_digest"], self.transform, folded=ours.get("batch_norm_folded", False),
+                      projected_apart=ours.get("projected_apart", False),
+                      runtime=ours.get("image_runtime", "torch"))  # fmt: skip
 
     @property
     def transform(self) -> ImageTransform:
@@ -150,6 +168,12 @@ def check_backbone(artifact: Artifact, backbone: Backbone) -> None:
         raise ArtifactError(
             f"the artefact was learned on {name} with weights {ours['weights_digest'][:12]}, but this is "
             f"{backbone.name} with weights {backbone.weights_digest[:12]}: load the backbone it was learned on"
+        )
+    runtime = ours.get("image_runtime", "torch")
+    if runtime != backbone.image_runtime and backbone.image_precision != "float32":
+        raise ArtifactError(
+            f"the artefact was learned on images that {runtime} computed in {backbone.image_precision}, but this is "
+            f"{backbone.image_runtime}, whose features differ by hundredths: set backbone.image_runtime: {runtime}"
         )
     if artifact.transform != backbone.transform:
         raise ArtifactError(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from coop_core.backbone import Backbone, Precision
+from coop_core.backbone import Backbone, Precision, Runtime
 from coop_core.data.split import Split
 from coop_core.judging.confidence import Confidence
 from coop_core.methods import Learner, MethodParams
@@ -30,10 +30,13 @@ class _BackboneFields(BaseModel):
     architecture: str
     pretrained: str | None
     image_precision: Precision = "float32"
+    image_runtime: Runtime = "torch"
     weights_digest: str
     transform: _TransformFields
     batch_norm_folded: bool = False
     """How its features were computed; what was learned answers either way (docs/decisions/010)."""
+    projected_apart: bool = False
+    """The same, of the tower's last linear map."""
 
 
 class _AnsweringFields(BaseModel):
@@ -70,17 +73,7 @@ def make_card(
         "schema": SCHEMA,
         "method": method.model_dump(),
         "learned": {name: list(tensor.shape) for name, tensor in learner.state_dict().items()},
-        "backbone": {
-            "architecture": backbone.architecture,
-            "pretrained": backbone.pretrained,
-            "image_precision": backbone.image_precision,
-            "family": backbone.family,
-            "weights_digest": backbone.weights_digest,
-            "logit_scale": backbone.logit_scale,
-            "transform": asdict(backbone.transform),
-            "transform_digest": backbone.transform.digest,
-            "batch_norm_folded": backbone.folded > 0,
-        },
+        "backbone": backbone_facts(backbone),
         "engine": encoder.summary() if encoder else {},
         "answering": {
             "prompts_per_image": getattr(learner, "prompts_per_image", 0),
@@ -101,5 +94,26 @@ def make_card(
         "params": params,
         "training": {"is_built": is_built(learner), "epochs": len(curve), "last": curve[-1] if curve else None},
         "code_revision": code_revision,
-        "libraries": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        "libraries": libraries(),
     }
+
+
+def backbone_facts(backbone: Backbone) -> dict[str, Any]:
+    return {
+        "architecture": backbone.architecture,
+        "pretrained": backbone.pretrained,
+        "image_precision": backbone.image_precision,
+        "image_runtime": backbone.image_runtime,
+        "family": backbone.family,
+        "weights_digest": backbone.weights_digest,
+        "logit_scale": backbone.logit_scale,
+        "transform": asdict(backbone.transform),
+        "transform_digest": backbone.transform.digest,
+        "batch_norm_folded": backbone.folded > 0,
+        "projected_apart": backbone.projection is not None,
+    }
+
+
+def libraries() -> dict[str, str]:
+    """Versions, Python's too."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}

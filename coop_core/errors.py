@@ -9,6 +9,7 @@
     |-- TrainingError     a loss that is no number, a checkpoint that does not belong
     |-- ArtifactError     damaged or foreign artefacts
     |-- GateError         promotions that the gate refuses or cannot judge
+    |-- WatchError        nothing that the watch could compare: no records, no champion, no reference
     `-- ServiceError      sources, storage and tracking servers that do not answer
 """
 
@@ -46,6 +47,10 @@ class ArtifactError(CoopError):
 
 
 class GateError(CoopError):
+    pass
+
+
+class WatchError(CoopError):
     pass
 
 

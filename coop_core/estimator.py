@@ -35,7 +35,7 @@ from coop_core.preparing import prepare
 from coop_core.training import Epoch, fit
 
 Progress = Callable[[str, int, int], object]
-"""Told what is being done, how much of it is done, and of how much; `print` will do."""
+"""Told what is being done, how much of it is done, and of how much; `ProgressBar()` shows it."""
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -280,7 +280,7 @@ def _examples(
         target = Path(name) / "features.npy"
         extract_features(
             backbone, images, root=root, target=target, store_folder=store, seed=params.seed,
-            batch_size=params.features.batch_size,
+            batch_size=params.features.batch_size, unprojected=params.method.reads == "unprojected",
             progress=lambda done: progress("features computed", done, len(images)),
         )  # fmt: skip
         return CachedFeatures.of(images, read_array(target), device=backbone.device)

@@ -6,7 +6,8 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,6 +96,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
     _write_whole(path, lambda file: file.write(save(on_cpu, metadata)))
 
 
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """One npz file."""
+    _write_whole(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -125,6 +131,34 @@ def read_array(path: Path) -> np.ndarray:
         raise ArtifactError(f"{path} is missing: run the stage that writes it with `dvc repro`") from None
     except (ValueError, EOFError) as error:
         raise ArtifactError(f"{path} is damaged ({error}): delete it and run `dvc repro`") from None
+
+
+@contextmanager
+def whole_folder(target: Path, *, marker: str) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` when the block ends; after a fault nothing of it is left.
+
+    `target` may be absent, empty, or what an earlier call made of the same kind, told by the file `marker`.
+
+    Raises
+    ------
+    ArtifactError
+        When `target` holds anything else.
+    """
+    if target.exists() and not (target.is_dir() and ((target / marker).is_file() or not any(target.iterdir()))):
+        raise ArtifactError(f"{target} is there already and holds something else: name another folder with --to")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as beside:
+        made, earlier = Path(beside) / "made", Path(beside) / "earlier"
+        made.mkdir()
+        yield made
+        if target.exists():
+            os.rename(target, earlier)
+        try:
+            os.rename(made, target)
+        except OSError:
+            if earlier.exists():
+                os.rename(earlier, target)
+            raise
 
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

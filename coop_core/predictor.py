@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from coop_core.artifact import Artifact, check_backbone, read_artifact
 from coop_core.backbone import Backbone
 from coop_core.data.images import Source, decoded
 from coop_core.errors import DatasetError
+from coop_core.judging.seen import small
 
 _AHEAD = 2
 """Batches that are decoded ahead of the model."""
@@ -29,6 +30,8 @@ class Prediction:
     probabilities: tuple[float, ...]
     threshold: float = 0.0
     """The least probability that is an answer."""
+    feature: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """What it was answered from (d,), as `judging.seen.small` has it, where the predictor was told to hand it out."""
 
     @property
     def answer(self) -> str | None:
@@ -40,8 +43,17 @@ class Predictor:
     """One image pass and, where the prompt collapses, one matrix product an image; the text tower is needed for other
     classes and for methods that do not collapse."""
 
-    def __init__(self, artifact: Artifact, backbone: Backbone, class_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        backbone: Backbone,
+        class_names: Sequence[str] | None = None,
+        *,
+        with_features: bool = False,
+    ) -> None:
         """Answer with the artefact's own classes, or re-bind what was learned to `class_names`.
+
+        `with_features`: every prediction carries the feature that it was answered from.
 
         Raises
         ------
@@ -51,7 +63,11 @@ class Predictor:
         check_backbone(artifact, backbone)
         self.backbone = backbone
         self.class_names = tuple(class_names or artifact.class_names)
+        self._with_features = with_features
         self._answerer = answerer(artifact, backbone=backbone, class_names=self.class_names)
+
+    def __repr__(self) -> str:
+        return f"Predictor({len(self.class_names)} classes, {self.backbone!r})"
 
     @classmethod
     def load(
@@ -114,11 +130,14 @@ class Predictor:
         images = torch.from_numpy(views)
         if self._answerer.reads == "features":
             images = self.backbone.encode_images(images)
-        ranked = self._answerer.probabilities(images).sort(dim=-1, descending=True, stable=True)
-        threshold = self._answerer.threshold
+        elif self._answerer.reads == "unprojected":
+            images = self.backbone.encode_unprojected(images)
+        probabilities, features = self._answerer.with_features(images)
+        ranked, threshold = probabilities.sort(dim=-1, descending=True, stable=True), self._answerer.threshold
+        kept: Sequence[np.ndarray | None] = list(small(features)) if self._with_features else [None] * len(images)
         return [
-            Prediction(tuple(self.class_names[i] for i in labels[:top]), tuple(probabilities[:top]), threshold)
-            for labels, probabilities in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
+            Prediction(tuple(self.class_names[i] for i in labels[:top]), tuple(its[:top]), threshold, feature)
+            for labels, its, feature in zip(ranked.indices.tolist(), ranked.values.tolist(), kept, strict=True)
         ]
 
     def _answers(

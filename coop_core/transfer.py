@@ -74,8 +74,9 @@ def judge(
 ) -> dict[str, Tensor]:
     """Probabilities (n, c) of each classifier for a target's features (n, d), the method's own last.
 
-    `pixels` are the same images for a method that reads them. `known` are classifiers of fixed classes with their
-    names: one answers here when its classes cover the target's.
+    Where the method reads what comes before the image tower's last linear map, that is what is given (n, p). `pixels`
+    are the same images for a method that reads them. `known` are classifiers of fixed classes with their names: one
+    answers here when its classes cover the target's.
     """
     names = target.class_names
     classifiers = {
@@ -85,7 +86,8 @@ def judge(
     for name, (classifier, its_names) in known.items():
         if (cut := cut_to(classifier, its_names, names)) is not None:
             classifiers[name] = cut
-    found = {name: classifier.probabilities(features) for name, classifier in classifiers.items()}
+    seen = backbone.project(features) if answerer.reads == "unprojected" else features
+    found = {name: classifier.probabilities(seen) for name, classifier in classifiers.items()}
     own = answerer.probabilities(features) if pixels is None else answerer.of_examples(pixels)
     return {**found, method: own}
 

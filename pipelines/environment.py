@@ -1,15 +1,16 @@
 """What libraries take from the environment: defaults, addresses and logins; the only module that writes to it."""
 
+import gc
 import hashlib
 import os
 import secrets
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from coop_core.errors import ServiceError
 
@@ -29,10 +30,15 @@ _QUIET = {
     "TQDM_DISABLE": "1",
 }
 """Libraries' telemetry, progress bars that would run through ours, and MLflow's idle job runner."""
+_PREFECT_DATABASE = ("PREFECT_API_DATABASE_", "PREFECT_SERVER_DATABASE_")
+"""Where Prefect's server keeps its records, and how it asks there: alone of a person's PREFECT_ variables, these reach
+the server of `make up`."""
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _HASTE = {_RETRIES: "0", _TIMEOUT: "10"}
 """MLflow's client asks a silent server for minutes, which suits a training and no person."""
 _FIRST_ANSWER_SECONDS = 5.0
+_SECRETS = ("PASSWORD", "API_AUTH", "AUTH_STRING", "SECRET_KEY", "SECRET_ACCESS_KEY")
+"""How variables end that are secrets as a whole."""
 
 
 def quiet_libraries() -> None:
@@ -46,6 +52,20 @@ def let_idle_threads_sleep() -> None:
     """For who answers single images: torch's threads sleep between layers instead of spinning, which beside any other
     busy process makes hundreds of short waits into seconds. Before torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Inside the block, which imports libraries, Python does not look for garbage: what is imported stays, and is not
+    looked through afterwards either. A tenth of the time that torch takes."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.freeze()
+            gc.enable()
 
 
 @contextmanager
@@ -123,7 +143,8 @@ def service_environment(folder: Path, *, prefect_api_url: str, tracking_uri: str
 
     It holds no secret, because it is written into supervisord's file.
     """
-    origins = [f"http://{host}:{urlsplit(prefect_api_url).port}" for host in LOOPBACK]
+    parts = urlsplit(prefect_api_url)
+    origins = [f"http://{host}:{parts.port}" for host in LOOPBACK] if parts.hostname in LOOPBACK else []
     return {
         **_QUIET,
         SERVICE_OF: str(folder),
@@ -145,18 +166,36 @@ def service_environment(folder: Path, *, prefect_api_url: str, tracking_uri: str
     }
 
 
-def service_secrets(login: str, tracking: tuple[str, str] | None) -> dict[str, str]:
-    """What the services are handed beside that: the login of our own servers, and MLflow's, which may be elsewhere."""
-    found = {
-        "COOP_PREFECT_API_AUTH": login,
-        "PREFECT_API_AUTH_STRING": login,
-        "PREFECT_SERVER_API_AUTH_STRING": login,
-    }
+def service_secrets(login: str, prefect: str | None, tracking: tuple[str, str] | None) -> dict[str, str]:
+    """What the services are handed beside that: the login of our own servers, and those of Prefect's and MLflow's,
+    which may be elsewhere."""
+    found = {"PREFECT_SERVER_API_AUTH_STRING": login, **prefect_database()}
+    if prefect is not None:
+        found |= {"COOP_PREFECT_API_AUTH": prefect, "PREFECT_API_AUTH_STRING": prefect}
     if tracking is not None:
         name, password = tracking
         found |= {"COOP_TRACKING_USERNAME": name, "COOP_TRACKING_PASSWORD": password}
         found |= {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
     return found
+
+
+def prefect_database() -> dict[str, str]:
+    """A person's variables about the database of Prefect's server."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_PREFECT_DATABASE)}
+
+
+def without_secrets(text: str, variables: Mapping[str, str]) -> str:
+    """A sentence that quotes a log, without logins, addresses that hold a password, or the passwords in them."""
+    hidden: set[str] = set()
+    for name, value in variables.items():
+        with suppress(ValueError):
+            if password := urlsplit(value).password:
+                hidden |= {value, password, unquote(password)}
+        if name.endswith(_SECRETS):
+            hidden |= {value, value.partition(":")[2] or value}
+    for secret in sorted(hidden - {""}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def prepare_login(folder: Path) -> str:
@@ -239,6 +278,23 @@ def use_prefect(api_url: str, home: Path, login: str | None = None) -> None:
     os.environ["PREFECT_HOME"] = str(home.absolute())
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+
+
+def use_prefect_server(api_url: str) -> None:
+    """For the programs of Prefect that this process starts."""
+    os.environ["PREFECT_API_URL"] = api_url
+
+
+def prefect_access() -> dict[str, str]:
+    """The server and the login that Prefect's own programs were given, which `inherited_environment` leaves out."""
+    names = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_HOME")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def use_store_keys(keys: dict[str, str]) -> None:
+    """Keys of an S3 store for MLflow's client, here and in what this process starts; a person's own win."""
+    if "AWS_ACCESS_KEY_ID" not in os.environ:
+        os.environ.update(keys)
 
 
 def use_tracking_login(login: tuple[str, str]) -> None:

@@ -2,18 +2,18 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from coop_core.errors import ServiceError
 from pipelines.environment import LOOPBACK, SERVICE_OF, find_login, variable_names
 
 _PREFIX = "COOP_"
-_NO_SETTINGS = {SERVICE_OF, "COOP_PROJECT"}
+_NO_SETTINGS = {SERVICE_OF, "COOP_PROJECT", "COOP_WATCH_ACTIVE"}
 """Names with our prefix that something else reads: the services' mark, and infra/prefect.yaml."""
 
 
@@ -30,10 +30,14 @@ class Settings(BaseSettings):
     tracking_password: SecretStr | None = None
     """For MLflow's server; null is the login of `make up` where the address is its own."""
     artifact_location: str | None = None
-    """Where a new experiment keeps its files; null is mlruns/ beside the SQLite file, or the server's choice."""
+    """Where a new experiment keeps its files; null is mlruns/ beside the SQLite file, or the server's choice.
+    For s3://..., MLflow gets the keys below."""
+    project_name: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
+    """Tells projects apart that share a Prefect or an MLflow: begins the names of pools, flows, deployments, models."""
     experiment: str = "coop"
+    """Where MLflow keeps the runs; with a project's name, that."""
     registered_model: str | None = Field(default=None, min_length=1)
-    """Of all versions; null names it after the data set, coop-DATASET (`records.names`)."""
+    """Of all versions; null names it after the data set, coop-DATASET or PROJECT-DATASET (`records.names`)."""
     cache_folder: Path = Path(".cache")
     """Fetched files, image features and checkpoints: safe to delete, slow to make again."""
     flow_run: str | None = None
@@ -52,12 +56,25 @@ class Settings(BaseSettings):
     """Of `coop serve`, which `make up` starts as well."""
     serve_token: SecretStr | None = Field(default=None, min_length=16)
     """What callers of `coop serve` send as `Authorization: Bearer TOKEN`; null asks for none, on loopback."""
+    serve_record: Annotated[Path | None, BeforeValidator(lambda given: given or None)] = None
+    """A folder for what `coop serve` answers, which `coop watch` looks at; null records nothing."""
+    serve_record_megabytes: int = Field(default=256, ge=1, le=10**6)
+    """Of all records together; the oldest go."""
+    serve_record_pictures: bool = False
+    """Whether the files that were sent are recorded as well."""
+    watch_cron: str = "17 * * * *"
+    """When the services of `make up` watch what is recorded."""
     services_folder: Path = Path(".services")
     """State and logs of `make up`."""
     notify_url: SecretStr | None = None
     """Where Prefect's server sends what happened: a champion, a refusal, a failed retraining; null sends nothing."""
     retrain_cron: str = "0 3 * * *"
     """When the services of `make up` retrain."""
+
+    @property
+    def watch_active(self) -> str:
+        """Whether the watch has a schedule, as infra/prefect.yaml wants it: where nothing is recorded it has none."""
+        return "false" if self.serve_record is None else "true"
 
     @model_validator(mode="before")
     @classmethod
@@ -70,6 +87,8 @@ class Settings(BaseSettings):
                 parts = login if len(places) == 2 else (":".join(login),)
                 for place, part in zip(places, parts, strict=False):
                     given[place] = given.get(place) or part or None
+        if given.get("project_name"):
+            given.setdefault("experiment", given["project_name"])
         return given
 
 
@@ -129,6 +148,20 @@ def _require_known_names() -> None:
                 faults.append(f"{name} in {where} is no setting (the nearest is {nearest})")
     if faults:
         raise ServiceError("; ".join(faults) + ": correct the name or remove it; README lists all")
+
+
+def named(settings: Settings, name: str) -> str:
+    """A name on a shared Prefect: the project's name stands before it, where there is one."""
+    return f"{settings.project_name}-{name}" if settings.project_name else name
+
+
+def store_keys(settings: Settings) -> dict[str, str]:
+    """What MLflow and its server reach an S3 store of files with; nothing where files lie elsewhere."""
+    key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    if not (settings.artifact_location or "").startswith("s3://") or key is None or secret is None:
+        return {}
+    endpoint = {"MLFLOW_S3_ENDPOINT_URL": settings.s3_endpoint_url} if settings.s3_endpoint_url else {}
+    return {"AWS_ACCESS_KEY_ID": key.get_secret_value(), "AWS_SECRET_ACCESS_KEY": secret.get_secret_value(), **endpoint}
 
 
 def is_own(address: str | None, port: int) -> bool:

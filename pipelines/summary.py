@@ -10,13 +10,16 @@ from coop_core.judging.transfer import collect
 from coop_core.report.findings import answer_cost, best_baseline, shortcomings, summary
 from coop_core.report.style import capital, spoken_name
 
+NOT_JUDGED = "not judged: no labelled images"
 _LISTED_CLASSES = 30
 """So many class names are written out; of more, the rest are counted."""
 
 
-def headline_table(evaluation: dict[str, Any]) -> Table:
+def headline_table(evaluation: dict[str, Any]) -> Table | str:
     """Each classifier on the same test images, with the change against zero-shot."""
     classifiers = evaluation["classifiers"]
+    if not classifiers:
+        return f"{evaluation['dataset']}, seed {evaluation['seed']}: {NOT_JUDGED}"
     n = classifiers["zero-shot"]["n"]
     table = Table(
         title=f"{evaluation['dataset']}: {n} test images, {evaluation['shots']} shots, seed {evaluation['seed']}",
@@ -56,13 +59,15 @@ def run_note(
     shots, architecture = evaluation["shots"], card["backbone"]["architecture"]
     made = f"{spoken_name(evaluation['method'])} on the backbone {architecture}"
     images = f"{shots} image{'' if shots == 1 else 's'} of each of {len(evaluation['class_names'])} classes"
+    if "labelled_by" in evaluation:
+        images = f"at most {images}, labelled by {evaluation['labelled_by']},"
     seconds = training_seconds(evaluation, timing)
     return "\n\n".join([
         plain(f"{capital(made)}, learned from {images} of {evaluation['dataset']} (seed {evaluation['seed']}) "
               f"in {seconds:,.1f} seconds on {timing['device']}."),
         plain(summary(evaluation)),
         *(f"**{plain(each)}**" for each in shortcomings(evaluation, curve)),
-        _markdown_table(evaluation),
+        *_tables(evaluation),
         f"Once its image is encoded, an answer costs {answer_cost(card)}.",
     ])  # fmt: skip
 
@@ -72,7 +77,7 @@ def version_note(evaluation: dict[str, Any], card: Mapping[str, Any]) -> str:
     names = evaluation["class_names"]
     return "\n\n".join([
         plain(summary(evaluation)),
-        _markdown_table(evaluation),
+        *_tables(evaluation),
         f"{len(names)} classes: {plain(listed(names))}.",
         f"Once its image is encoded, an answer costs {answer_cost(card)}.",
     ])  # fmt: skip
@@ -80,6 +85,8 @@ def version_note(evaluation: dict[str, Any], card: Mapping[str, Any]) -> str:
 
 def version_tags(evaluation: dict[str, Any]) -> dict[str, str]:
     """The same in short, for the list of versions and for searching."""
+    if not evaluation["classifiers"]:
+        return {"accuracy": NOT_JUDGED, "n_test": "0", "classes": listed(evaluation["class_names"])}
     found, best = evaluation["classifiers"], best_baseline(evaluation)
     learned = found[evaluation["method"]]
     return {
@@ -104,6 +111,10 @@ def listed(names: Sequence[str]) -> str:
 def plain(text: str) -> str:
     """Somebody's words as Markdown that shows them as they are."""
     return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _tables(evaluation: dict[str, Any]) -> list[str]:
+    return [_markdown_table(evaluation)] if evaluation["classifiers"] else []
 
 
 def _markdown_table(evaluation: dict[str, Any]) -> str:

@@ -137,9 +137,9 @@ class Zoo:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread_each(worker_id: str) -> None:
-    """Workers share the cores already."""
-    if worker_id != "master":
+def _one_thread_each(request: pytest.FixtureRequest) -> None:
+    """Workers of xdist share the cores already; without the plugin, there are none."""
+    if hasattr(request.config, "workerinput"):
         torch.set_num_threads(1)
         threadpool_limits(1)
 

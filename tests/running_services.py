@@ -47,14 +47,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def brought_up(folder: Path) -> Iterator[Running]:
-    """`coop up`, and `coop down` in the end."""
+def brought_up(folder: Path, **more: str) -> Iterator[Running]:
+    """`coop up` with more variables, and `coop down` in the end."""
     settings = Settings(_env_file=None, services_folder=folder, prefect_port=free_port(), mlflow_port=free_port(),
                         serve_port=free_port())  # fmt: skip
     environment = os.environ | {
         "COOP_SERVICES_FOLDER": str(folder), "COOP_PREFECT_PORT": str(settings.prefect_port), "COLUMNS": "200",
         "COOP_MLFLOW_PORT": str(settings.mlflow_port), "COOP_SERVE_PORT": str(settings.serve_port),
-        "COOP_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "COOP_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", **more,
     }  # fmt: skip
 
     def coop(*words: str, **variables: str) -> subprocess.CompletedProcess:

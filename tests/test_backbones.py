@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from coop_core.backbone import base, digest_tensors, load_backbone, pad
+from coop_core.backbone import mini as mini_backbone
 from coop_core.backbone.base import full_float32
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.data.views import ImageTransform
@@ -357,6 +358,11 @@ def test_mini_reads_a_kind_of_cat_as_nearer_to_a_cat_than_to_a_truck(mini):
     tabby, siamese, truck = torch.nn.functional.normalize(tower.encode(tower.embed(token_ids), lengths), dim=-1)
 
     assert tabby @ siamese > tabby @ truck
+
+
+def test_minis_joint_space_is_of_the_class_names_that_open_clip_has(open_clip):
+    """Which are read without importing it."""
+    assert mini_backbone._imagenet_names() == tuple(open_clip.IMAGENET_CLASSNAMES)
 
 
 def test_mini_has_one_set_of_weights_only():

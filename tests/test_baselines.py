@@ -253,3 +253,25 @@ def _published_search(*problem: np.ndarray, steps: int) -> tuple[float, float]:
         else:
             final, judged, right = left, at_left, middle
     return (peak, score(peak)[0]) if score(peak) > judged else (final, judged[0])
+
+
+def test_a_class_without_an_image_is_never_answered_and_the_others_stay_as_they_are() -> None:
+    train, train_labels, val, val_labels = _problem(0)
+    alone = linear_probe(train, train_labels, val, val_labels, steps=1).classifier
+    more = linear_probe(train, train_labels, val, val_labels, classes=int(train_labels.max()) + 3, steps=1).classifier
+    features = torch.from_numpy(val)
+    found = more.probabilities(features)
+
+    assert torch.equal(more.logits(features)[:, : len(alone.weights)], alone.logits(features))
+    assert found.shape[1] == len(alone.weights) + 2
+    assert found[:, -2:].abs().max() == 0
+    assert more.tensors("probe")["probe.bias"].isfinite().all()
+
+
+def test_a_validation_image_of_a_class_without_training_images_counts_as_wrong() -> None:
+    train, train_labels, val, val_labels = _problem(0)
+    last = int(train_labels.max())
+    kept = train_labels < last
+    probe = linear_probe(train[kept], train_labels[kept], val, val_labels, classes=last + 1, steps=1)
+    assert probe.val_accuracy is not None
+    assert probe.val_accuracy <= float((val_labels < last).mean())

@@ -1,7 +1,9 @@
 """Choosing: by validation images alone, the cheapest of those that they do not tell apart."""
 
+import csv
 import json
 import subprocess
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -16,7 +18,9 @@ from coop_core.errors import ParamsError
 from coop_core.methods import gda
 from coop_core.methods.class_mean import Params as ClassMean
 from coop_core.methods.coop import Params as CoOp
+from coop_core.methods.probe import Params as Probe
 from coop_core.methods.tip_adapter import Params as TipAdapter
+from coop_core.methods.zero_shot import Params as ZeroShot
 from coop_core.params import load_params
 from coop_core.sweeps.choosing import Candidate, choose, try_heads
 from coop_core.sweeps.trials import TrialRunner
@@ -64,6 +68,27 @@ def test_the_difference_is_paired() -> None:
     assert mixed.taken.method == MEAN
 
 
+@pytest.mark.parametrize("images", [8, 20])
+def test_a_head_that_knows_no_class_text_is_in_question_from_20_validation_images_on(images: int) -> None:
+    """At one image a class it looks good on a few images by chance."""
+    untrained, near = candidate("0" * images, ZeroShot()), candidate("1" * 5 + "0" * (images - 5), Probe())
+    found = choose([candidate("1" * images, MEAN), untrained, near])
+
+    is_few = images < 20
+    assert found.taken.method == (Probe() if is_few else MEAN)
+    assert [one.method for one in found.out] == [MEAN] * is_few
+    assert ("out of the question: class_mean." in sentence_of(found)) == is_few
+    assert found.candidates[-1 if is_few else 0].method == MEAN
+    assert len(found.tied) == 1
+
+
+def test_heads_without_zero_shot_among_them_are_all_in_question() -> None:
+    """Whoever names the methods to compare gets these."""
+    found = choose([candidate("1" * 8, MEAN), candidate("0" * 8, Probe())])
+
+    assert (found.taken.method, found.out) == (MEAN, ())
+
+
 def test_when_nothing_separates_them_it_says_so() -> None:
     found = choose([candidate("10", MEAN, numbers=5), candidate("01", TIP)])
     assert sentence_of(found).startswith("Nothing separates these 2 heads: take class_mean, the cheapest.")
@@ -95,6 +120,22 @@ def test_what_a_head_sets_by_validation_images_is_judged_on_others(zoo, dataset,
     assert {one.method.name for one in heard} == {"gda", "coop"}  # the project's own method is among them
 
 
+def test_a_head_that_sets_nothing_by_validation_images_is_fitted_once(zoo, dataset, tmp_path, monkeypatch) -> None:
+    fitted: list[str] = []
+    train = TrialRunner.train
+
+    def count(self: Any, params: Any, found: Any, **how: Any) -> Any:
+        fitted.append(params.method.name)
+        return train(self, params, found, **how)
+
+    monkeypatch.setattr(TrialRunner, "train", count)
+    params = toy_params(zoo.architecture("flat"), split={"shots": 4}, method={"name": "probe", "epochs": 5})
+    heads = [{"name": "zero_shot"}, {"name": "prolip", "steps": 5}, {"name": "linear_probe"}, {"name": "tip_adapter"}]
+    try_heads(params, dataset, TrialRunner(store_folder=tmp_path / "store", device="cpu"), heads=heads)
+
+    assert Counter(fitted) == {"zero_shot": 1, "prolip": 1, "probe": 1, "linear_probe": 3, "tip_adapter": 3}
+
+
 def test_a_head_that_cannot_be_is_left_out_and_told(zoo, dataset, tmp_path) -> None:
     params = toy_params(zoo.architecture("flat"), split={"shots": 4})
     runner, heard = TrialRunner(store_folder=tmp_path / "store", device="cpu"), []
@@ -123,6 +164,9 @@ def test_the_command_writes_a_patch_that_dvc_can_run(mini, tmp_path, monkeypatch
     assert params.method.model_dump() == taken
     assert (params.split.shots, params.split.curve_shots, params.seed) == (1, [], 3)
     assert len(lines) == 4  # both, and the project's own
+    assert {row["head"]: row["in_question"] for row in csv.DictReader(lines)} == {
+        "class_mean": "False", "zero_shot": "True", "coop": "True",
+    }  # fmt: skip
     assert "git apply artifacts/choice/winner.patch && dvc repro" in capsys.readouterr().out
 
 

@@ -138,6 +138,21 @@ def test_help_names_every_command(help_and_modules, command):
     assert f"  {command} " in help_and_modules[0]
 
 
+def test_an_answer_loads_torch_and_no_other_large_library(project):
+    """Nor does Python look for garbage while torch is imported; afterwards it does again."""
+    program = (
+        "import gc, sys; sys.argv = ['coop', 'predict', 'images/a.png']\n"
+        "from pipelines.commands import cli\n"
+        "try:\n    cli.main()\n"
+        "finally:\n    print('LOADED', *{name.partition('.')[0] for name in sys.modules})\n"
+        "    print('COLLECTS', gc.isenabled(), gc.get_freeze_count() > 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    loaded, _, collects = done.stdout.partition("LOADED ")[2].partition("COLLECTS ")
+    assert set(loaded.split()) & HEAVY == {"torch", "numpy", "PIL", "pydantic_settings"}
+    assert collects.strip() == "True True"
+
+
 def test_predict_answers_an_image_with_its_label_and_percent(coop):
     said = coop("predict", "images/a.png")
     path, answer = said.lines[0].split("\t")

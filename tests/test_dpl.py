@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_stages import COLOURS, paint_images, working_in, write_params
@@ -18,10 +19,11 @@ from coop_core.artifact import read_artifact, restore_learner, write_artifact
 from coop_core.backbone import Backbone
 from coop_core.card import make_card
 from coop_core.data.dataset import Dataset
-from coop_core.data.split import Split, few_shot_split
+from coop_core.data.split import Split, few_shot_split, read_split
 from coop_core.errors import ArtifactError, ParamsError, PromptError, TrainingError
 from coop_core.features.examples import FRESH, DecodedImages
 from coop_core.files import read_tensors
+from coop_core.judging.seen import Seen, small
 from coop_core.methods import Task, dpl
 from coop_core.params import Params
 from coop_core.predictor import Predictor
@@ -330,7 +332,14 @@ def test_every_stage_takes_it_from_images_to_the_record(zoo, tmp_path, monkeypat
         card = read_artifact(paths.PROMPT).card
         evaluation = json.loads((paths.EVALUATION / "evaluation.json").read_text())
         record = track.make_record(evaluation, track.with_metrics(paths.PROMPT, tmp_path / "prompt", evaluation))
+        seen, first = Seen.from_tensors(read_tensors(paths.REFERENCE)[0]), read_split(paths.SPLIT).test[0]
+        predictor = Predictor(read_artifact(paths.PROMPT), tiny, with_features=True)
+        (served,) = predictor.rank(predictor.view(paths.RAW / first.path)[None])
+        frozen = small(torch.from_numpy(np.load(paths.FEATURES / "test.npy")[:1, 0]))[0]
 
+    # What it is compared with later, and what a server records: the prompted tower's feature, not the frozen one's.
+    assert np.abs(served.feature - seen.features[0]).max() < 2e-3
+    assert np.abs(served.feature - frozen).max() > 1e-2
     assert len(card["method"]["image_lengths"]) == 2
     assert set(card["learned"]) <= {*(f"image_rows.{i}" for i in range(2)), *(f"text_rows.{i}" for i in range(3))}
     assert "dpl" in evaluation["classifiers"]

@@ -92,7 +92,7 @@ def test_a_stage_depends_on_no_code_that_it_does_not_import(stage: str) -> None:
     assert idle <= {"coop_core/report/report.html.jinja", "pipelines/records/prompt_model.py"}
 
 
-@pytest.mark.parametrize("stage", ["features", "baselines", "train"])
+@pytest.mark.parametrize("stage", ["features", "label", "baselines", "train"])
 def test_local_weights_are_watched_by_every_stage_that_loads_them(stage: str) -> None:
     assert "${backbone.files}" in STAGES[stage]["deps"]
 
@@ -133,7 +133,8 @@ def fields(model: type[BaseModel], prefix: str = "") -> set[str]:
 def test_every_parameter_of_a_run_is_tracked_by_a_stage_that_computes_with_it() -> None:
     tracked = {key for name, stage in STAGES.items() if name != "track" for key in stage.get("params", [])}
     untracked = {key for key in fields(Params) if not any(key == t or key.startswith(f"{t}.") for t in tracked)}
-    assert untracked == {key for key in fields(Params) if key.startswith(("gate.", "sweep"))}  # before and after runs
+    around = ("gate.", "watch.", "sweep")                                         # before and after runs
+    assert untracked == {key for key in fields(Params) if key.startswith(around)}
 
 
 def test_every_tracked_parameter_exists() -> None:

@@ -1,19 +1,21 @@
 """Light heads on cached features: closed forms, gradients and limits against what is computed beside them."""
 
+import dataclasses
 import itertools
 import logging
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_methods import NAMES, OTHERS, images, kept, training_of
+from test_methods import NAMES, OTHERS, images, kept, training_of, width_read
 from torch import Tensor
 from torch.nn import functional as F
 from toy_params import toy_params
 
 from coop_core.answering import answerer
-from coop_core.errors import TrainingError
+from coop_core.errors import ArtifactError, TrainingError
 from coop_core.features.examples import CachedFeatures
 from coop_core.judging.baselines import zero_shot
 from coop_core.judging.classifier import LinearClassifier
@@ -27,7 +29,7 @@ ASKED = images(9).features[:, 0]
 def built(backbone: Any, head: Any, examples: CachedFeatures | None = None, task: Task = TASK, **options: Any) -> Any:
     """A head of parameters, and of what `build` takes besides."""
     known = {name: options.pop(name) for name in ("state", "rebound", "validation", "generator") if name in options}
-    given = images() if examples is None else examples
+    given = images(width=width_read(head.Params().name, backbone)) if examples is None else examples
     return head.build(head.Params(**options), backbone=backbone, task=task, examples=given, **known)
 
 
@@ -252,41 +254,99 @@ def test_tip_adapter_answers_many_images_in_pieces_that_fit(backbone, monkeypatc
 # ProLIP
 
 
-def test_prolip_without_a_step_is_zero_shot(backbone):
-    found = built(backbone, prolip, steps=0).logits(ASKED)
-
-    torch.testing.assert_close(found, untrained(backbone).logits(ASKED), rtol=0, atol=1e-5)
-
-
-def test_a_heavy_penalty_leaves_prolip_at_zero_shot(backbone):
-    found = built(backbone, prolip, penalty=1e9, learning_rate=1e-5).logits(ASKED)
-
-    torch.testing.assert_close(found, untrained(backbone).logits(ASKED), rtol=0, atol=1e-2)
+def before(count: int = 12, *, views: int = 2) -> CachedFeatures:
+    """As wide as what comes before the tiny towers' last linear map."""
+    return images(count, views=views, width=32)
 
 
-def test_prolip_ends_where_the_slope_of_its_objective_is_nearly_gone(backbone):
-    """With one view the objective is fixed; its slope is taken by differences, in float64."""
-    examples, texts = images(views=1), untrained(backbone)
-    change = built(backbone, prolip, examples, penalty=0.1, learning_rate=0.02).change.double()
-    rows, weights = torch.from_numpy(unit(examples.features[:, 0])), texts.weights.double()
+@pytest.fixture(params=["flat", "flat-resnet-quickgelu", "no last map"])
+def moved(request, zoo, backbone):
+    """A backbone with what ProLIP learns from on it: (n, views, p), h and W0 as its paper has them, and a bias."""
+    if request.param == "no last map":
+        plain = dataclasses.replace(backbone, projection=None)
+        return plain, images(), torch.from_numpy(unit(images().features)), torch.eye(24).double(), torch.zeros(24)
+    its = zoo.backbone(request.param)
+    weight, bias = its.projection.weight, its.projection.bias
+    examples = images(width=len(weight))
+    return its, examples, examples.features.double(), weight.double(), torch.zeros(24) if bias is None else bias
 
-    def objective(change: Tensor) -> Tensor:
-        logits = texts.scale * F.normalize(rows @ (torch.eye(24) + change), dim=-1) @ weights.T
-        return F.cross_entropy(logits, examples.labels) + 0.1 * change.square().sum()
 
-    def slope(at: Tensor, place: tuple[int, int]) -> float:
-        step = torch.zeros_like(at)
-        step[place] = 1e-5
-        return ((objective(at + step) - objective(at - step)) / 2e-5).item()
+def test_prolip_without_a_step_is_zero_shot(moved):
+    backbone, examples, *_ = moved
+    found = built(backbone, prolip, examples, steps=0).logits(examples.features[:, 0])
 
-    places = [(i, j) for i in range(0, 24, 5) for j in range(0, 24, 5)]
-    before, after = (np.abs([slope(at, place) for place in places]).max() for at in (torch.zeros_like(change), change))
-    assert after < 1e-2 * before
+    expected = untrained(backbone).logits(backbone.project(examples.features[:, 0]))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_heavy_penalty_leaves_prolip_at_zero_shot(moved):
+    backbone, examples, *_ = moved
+    found = built(backbone, prolip, examples, penalty=1e9, learning_rate=1e-5).logits(examples.features[:, 0])
+
+    expected = untrained(backbone).logits(backbone.project(examples.features[:, 0]))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
+
+
+def test_prolip_is_adam_on_the_objective_of_its_paper_from_the_pretrained_map_on(moved):
+    """One view, so that nothing is drawn; W itself is learned, in float64, and the penalty is part of the loss."""
+    backbone, examples, h, start, bias = moved
+    h, texts = h[:, 0], untrained(backbone)
+    one_view = CachedFeatures(examples.features[:, :1], examples.labels)
+    change = built(backbone, prolip, one_view, penalty=0.3, learning_rate=0.003, steps=40).change
+
+    weight = torch.nn.Parameter(start.clone())
+    adam = torch.optim.Adam([weight], lr=0.003)
+    for step in range(40):
+        adam.param_groups[0]["lr"] = 0.003 * 0.5 * (1 + math.cos(math.pi * step / 40))
+        logits = texts.scale * F.normalize(h @ weight + bias.double(), dim=-1) @ texts.weights.double().T
+        loss = F.cross_entropy(logits, examples.labels) + 0.3 * (weight - start).square().sum()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    expected = (weight - start).detach().float()
+    assert (change - expected).norm() <= 1e-3 * expected.norm()
+
+
+def test_prolip_answers_by_the_map_that_it_learned(moved):
+    backbone, examples, h, start, bias = moved
+    found = built(backbone, prolip, examples, learning_rate=0.01)
+
+    texts = untrained(backbone)
+    mapped = F.normalize(h[:, 0] @ (start + found.change.double()) + bias.double(), dim=-1)
+    expected = texts.scale * mapped @ texts.weights.double().T
+    torch.testing.assert_close(found.logits(examples.features[:, 0]), expected.float(), rtol=0, atol=1e-4)
+    assert not torch.equal(found.change, torch.zeros_like(found.change))
+
+
+def test_prolip_takes_the_papers_rate_where_there_is_a_map_and_ten_times_that_where_there_is_none(moved):
+    backbone, examples, *_ = moved
+    rate = 1e-4 if backbone.projection is None else 1e-5
+    given, stated = (built(backbone, prolip, examples, learning_rate=rate).change for rate in (rate, None))
+
+    assert torch.equal(given, stated)
+
+
+def test_prolip_says_where_the_tower_has_no_last_map(moved, caplog):
+    backbone, examples, *_ = moved
+    with caplog.at_level(logging.INFO):
+        built(backbone, prolip, examples, steps=0)
+
+    assert ("has no last linear map" in caplog.text) == (backbone.projection is None)
+
+
+def test_a_map_that_was_learned_on_features_is_refused_where_there_is_one_before_them(backbone, zoo, tmp_path):
+    params = toy_params(zoo.architecture("flat"), method={"name": "prolip"})
+    plain = dataclasses.replace(backbone, projection=None)
+    artifact = kept(*training_of(params, plain), plain, tmp_path / "prompt")
+
+    with pytest.raises(ArtifactError, match=r"holds \{'change': \(24, 24\)\}, but the method expects .*32, 24"):
+        answerer(artifact, backbone=backbone)
 
 
 def test_the_penalty_of_prolip_is_one_over_the_shots(backbone):
     assert prolip.shots_of(torch.tensor([0] * 4 + [1] * 4 + [2] * 9)) == 4
-    given, counted = (built(backbone, prolip, penalty=penalty, learning_rate=0.01).change for penalty in (1 / 4, None))
+    given, counted = (built(backbone, prolip, before(), penalty=penalty, learning_rate=0.01).change
+                      for penalty in (1 / 4, None))  # fmt: skip
 
     assert torch.equal(given, counted)
 
@@ -332,7 +392,8 @@ def test_heads_work_on_text_towers_that_take_no_prompts(zoo, tower):
         learned = built(backbone, HEADS[name])
         again = built(backbone, HEADS[name], state=learned.state_dict())
         again.load_state_dict(learned.state_dict())
-        assert torch.equal(again.logits(ASKED), learned.logits(ASKED))
+        asked = images(9, width=width_read(name, backbone)).features[:, 0]
+        assert torch.equal(again.logits(asked), learned.logits(asked))
 
 
 @pytest.mark.parametrize("name", ["gda", "class_mean"])

@@ -38,13 +38,19 @@ OWN_CLASSES = ("class_mean", "linear_probe", "probe", "tip_adapter")
 """Of methods that know their own classes alone."""
 
 
-def images(count: int = 12, *, views: int = 2) -> CachedFeatures:
-    """Features around one direction a class, in the tiny backbones' joint space."""
+def images(count: int = 12, *, views: int = 2, width: int = 24) -> CachedFeatures:
+    """Features around one direction a class, in the tiny backbones' joint space or before it."""
     drawn = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % len(NAMES)
-    centres = torch.randn(len(NAMES), 24, generator=drawn)
-    features = centres[labels][:, None] + 0.3 * torch.randn(count, views, 24, generator=drawn)
+    centres = torch.randn(len(NAMES), width, generator=drawn)
+    features = centres[labels][:, None] + 0.3 * torch.randn(count, views, width, generator=drawn)
     return CachedFeatures(3 * features, labels)
+
+
+def width_read(name: str, backbone: Any) -> int:
+    """Of what a method reads."""
+    is_before = load_method(name).Params.reads == "unprojected" and backbone.projection
+    return backbone.projection.weight.shape[0] if is_before else 24
 
 
 @pytest.fixture
@@ -60,8 +66,9 @@ def trained(backbone, zoo):
 
 
 def training_of(params: Any, backbone: Any, *, fitted: bool = True, **options: Any) -> Any:
-    training = prepare(params, split=toy_split(NAMES), backbone=backbone, examples=images(), validation=images(6),
-                       **options)  # fmt: skip
+    width = width_read(params.method.name, backbone)
+    training = prepare(params, split=toy_split(NAMES), backbone=backbone, examples=images(width=width),
+                       validation=images(6, width=width), **options)  # fmt: skip
     return params, training, fit(training) if fitted else []
 
 
@@ -76,14 +83,14 @@ def kept(params: Any, training: Any, curve: Any, backbone: Any, folder: Any) -> 
 
 def test_every_method_is_tried_here():
     """But those that read pixels, which are tried in files of their own."""
-    reading = [name for name in method_names() if load_method(name).Params.reads == "features"]
+    reading = [name for name in method_names() if load_method(name).Params.reads != "pixels"]
     assert sorted(method["name"] for method in METHODS) == reading
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
 def test_a_kept_method_answers_as_the_trained_one(trained, backbone, tmp_path, method):
     params, training, curve = trained(method)
-    features = images(9).features[:, 0]
+    features = images(9, width=width_read(method["name"], backbone)).features[:, 0]
     artifact = kept(params, training, curve, backbone, tmp_path / "prompt")
 
     own = answer_with(training.learner, class_names=NAMES).probabilities(features)
@@ -137,7 +144,8 @@ def test_what_was_learned_of_its_own_classes_is_not_used_with_others(trained, ba
 def test_what_is_not_of_its_own_classes_is_used_with_others(trained, backbone, tmp_path, method):
     artifact = kept(*trained(method), backbone, tmp_path / "prompt")
 
-    found = answerer(artifact, backbone=backbone, class_names=OTHERS).probabilities(images(5).features[:, 0])
+    features = images(5, width=width_read(method["name"], backbone)).features[:, 0]
+    found = answerer(artifact, backbone=backbone, class_names=OTHERS).probabilities(features)
 
     assert found.shape == (5, 2)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(5))

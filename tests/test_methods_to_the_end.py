@@ -14,7 +14,7 @@ import coop_core.params.sections
 from coop_core.artifact import read_artifact
 from pipelines import paths
 from pipelines.commands import cli
-from pipelines.stages import baselines, download, evaluate, features, report, track, train
+from pipelines.stages import baselines, download, evaluate, features, label, report, track, train
 from pipelines.stages import split as split_stage
 
 LEARNING = ("cocoop", "biomedcoop", "upl")
@@ -67,7 +67,7 @@ def done(request, prepared, tmp_path_factory) -> Iterator[tuple[Path, str]]:
                  method={"name": request.param, **METHODS[request.param]})  # fmt: skip
     drop(folder / "params.yaml", PARAMS["method"].keys() - METHODS[request.param].keys() - {"name"})
     with working_in(folder):
-        for stage in ((split_stage, features, baselines) if split else ()) + (train, evaluate, report):
+        for stage in ((split_stage, features, label, baselines) if split else ()) + (train, evaluate, report):
             stage.main()
         yield folder, request.param
 
@@ -185,7 +185,7 @@ def test_the_page_of_a_pool_says_what_zero_shot_called_it_and_how_often_it_was_r
         assert "Labels by zero-shot" not in page
         return
     split = read(folder / "artifacts/split.json")
-    rows = (folder / "artifacts/prompt/pseudo_labels.csv").read_text().splitlines()
+    rows = (folder / "artifacts/labels/labels.csv").read_text().splitlines()
     said = " ".join(page[page.index('id="pseudo"') :].split())
 
     assert {(image["label"], image["path"]) for image in split["train"]} == {(-1, "")}

@@ -158,4 +158,4 @@ def test_without_the_setting_the_next_up_takes_the_automations_away(heard):
     assert {"notify-champion", "notify-gate", "notify-retrain"} <= names
     ended = running.coop("up", COOP_NOTIFY_URL="")
     assert ended.returncode == 0, ended.stderr
-    assert {one["name"] for one in ask(running, "automations/filter", {})} == {"crash-zombies"}
+    assert {one["name"] for one in ask(running, "automations/filter", {})} == {"crash-zombies", "retrain-on-drift"}

@@ -124,7 +124,7 @@ def test_ctrl_c_ends_a_sweep_on_workers_within_seconds(playground):
 
 def test_retraining_promotes_what_passes_and_ties_everything_together(playground):
     playground.params(epochs=6)
-    run = prefect_run(playground, "retrain/retrain")
+    run = prefect_run(playground, "retrain")
 
     assert run.state_name == "Completed"
     champion = find_version(CHAMPION, playground.records)
@@ -140,7 +140,7 @@ def test_retraining_promotes_what_passes_and_ties_everything_together(playground
 
 def test_retraining_stops_early_when_nothing_has_changed(playground):
     versions = promotion.history(playground.records)
-    run = prefect_run(playground, "retrain/retrain")
+    run = prefect_run(playground, "retrain")
     assert "nothing had changed" in markdown(run).lower()
     assert promotion.history(playground.records) == versions
 
@@ -148,7 +148,7 @@ def test_retraining_stops_early_when_nothing_has_changed(playground):
 def test_reconciling_mends_what_a_kill_left_of_dvc(playground):
     rwlock = playground.folder / ".dvc/tmp/rwlock"
     rwlock.write_text("")
-    assert prefect_run(playground, "reconcile/reconcile").state_name == "Completed"
+    assert prefect_run(playground, "reconcile").state_name == "Completed"
     assert not rwlock.exists()
 
 
@@ -156,9 +156,9 @@ def test_of_two_retrainings_at_once_one_is_told(playground):
     from pipelines.flows import client
 
     playground.params(epochs=500)
-    first = client.start("retrain/retrain", parameters={})
+    first = client.start("retrain", parameters={})
     wait_for(lambda: playground.processes("pipelines.stages train"), "the training")
-    second = prefect_run(playground, "retrain/retrain")
+    second = prefect_run(playground, "retrain")
     client.cancel([first.id])
     wait_for(lambda: client.ended(client.look(first.id)), "the end of the first")
 
@@ -172,7 +172,7 @@ def test_a_person_approves_in_prefect_and_may_go_back(playground):
     before = find_version(CHAMPION, playground.records)
     playground.params(epochs=8)
     change(playground.folder, gate={"approval_minutes": 5})
-    assert prefect_run(playground, "retrain/retrain").state_name == "Completed"
+    assert prefect_run(playground, "retrain").state_name == "Completed"
 
     wait_for(lambda: paused(), "the question")
     (asking,) = paused()

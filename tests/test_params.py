@@ -326,8 +326,9 @@ def test_a_very_long_number_is_not_repeated(tmp_path: Path) -> None:
                                   "pretrained": "models/a"}])  # fmt: skip
 def test_local_weights_are_what_dvc_watches(part: dict[str, str]) -> None:
     assert parse(backbone=part).backbone.files == "models/a"
-    with pytest.raises(ParamsError, match=r"files must be models/a as well, so that other weights"):
+    with pytest.raises(ParamsError, match=r"files must be models/a as well, or a folder above it, so that other"):
         parse(backbone={**part, "files": "constraints.txt"})
+    assert parse(backbone={**part, "files": "models"}).backbone.files == "models"
 
 
 def test_published_weights_follow_the_pins() -> None:

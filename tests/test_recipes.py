@@ -52,6 +52,7 @@ def test_every_recipe_in_all_its_ways_is_a_valid_setting(project, name, shots, v
         ("cocoop-cvpr22", {}, {"epochs": 10, "batch_size": 1, "learning_rate": 0.002}),
         ("upl-2022", {}, {"epochs": 50, "batch_size": 32, "learning_rate": 0.002}),
         ("biomedcoop-cvpr25", {}, {"epochs": 100, "batch_size": 4, "learning_rate": 0.0025}),
+        ("biomedcoop-base-to-new-cvpr25", {}, {"epochs": 50, "batch_size": 4, "learning_rate": 0.0025}),
         ("coop-guided-cvpr24", {}, {"epochs": 10, "batch_size": 4, "learning_rate": 0.0035}),
     ],
 )  # fmt: skip
@@ -64,10 +65,13 @@ def test_the_schedule_is_the_published_one(project, name, how, expected) -> None
 def test_a_recipe_leaves_nothing_of_the_one_before_and_no_comment_out(project) -> None:
     before = (project / "params.yaml").read_text()
     applied(project, "upl-2022", variant="confident")
+    starred = applied(project, "upl-2022", variant="star")
     params = applied(project, "coop-ijcv22")
     after = (project / "params.yaml").read_text()
 
+    assert len(starred.split.further_labellers) == 7
     assert (params.split.unlabelled, params.split.min_confidence) == (None, None)
+    assert params.split.further_labellers == []
     assert [line for line in before.splitlines() if "#" in line] == [li for li in after.splitlines() if "#" in li]
     assert params.dataset == load_params(ROOT / "params.yaml").dataset
 
@@ -99,7 +103,7 @@ def test_the_list_names_every_recipe_with_its_variants(project, capsys) -> None:
 @pytest.mark.parametrize(
     ("name", "how", "sentence"),
     [
-        ("coop", {}, "no recipe 'coop': there are biomedcoop-cvpr25, "),
+        ("coop", {}, "no recipe 'coop': there are biomedcoop-base-to-new-cvpr25, biomedcoop-cvpr25, "),
         ("coop-ijcv22", {"shots": 3}, "--shots 3 is not in the recipe: it has 1, 2, 4, 8, 16"),
         ("coop-ijcv22", {"variant": "m5"}, "--variant m5 is not in the recipe: it has m4, middle"),
         ("cocoop-cvpr22", {"variant": "m4"}, "--variant m4 is not in the recipe: it has none"),

@@ -20,7 +20,7 @@ from coop_core.errors import DatasetError, ParamsError, TrainingError
 from coop_core.params import Params, load_params
 from coop_core.params.recipes import Recipe, read_recipe, recipe_names
 from coop_core.reproduction.comparison import Line, as_csv, as_markdown, compare, head
-from coop_core.reproduction.estimate import Size, work_of
+from coop_core.reproduction.estimate import Size, _building, pace_of, work_of
 from coop_core.reproduction.figures import Figure, Published, Tolerance
 from coop_core.reproduction.grid import Asked, ask, sweeps
 from coop_core.sweeps.sweep import Result, Row, trials
@@ -77,6 +77,15 @@ def test_base_to_new_is_judged_on_the_new_classes_of_the_same_data_set() -> None
     (params,) = of(asked("cocoop-cvpr22"), "dtd")
     assert params.split.classes == "base"
     assert [(test.source, test.classes) for test in params.tests.values()] == [("data/dtd.yaml", "new")]
+
+
+def test_base_to_new_of_biomedcoop_has_settings_of_its_own() -> None:
+    (params,) = of(asked("biomedcoop-base-to-new-cvpr25"), "covid-qu-ex")
+    method = params.method.model_dump()
+    assert (method["sccm_weight"], method["kdsp_weight"], method["selection_threshold"]) == (20.0, 1.0, 1.25)
+    assert (params.train.epochs, params.train.batch_size, params.split.classes) == (50, 4, "base")
+    assert [test.classes for test in params.tests.values()] == ["new"]
+    assert "busi" not in asked("biomedcoop-base-to-new-cvpr25").datasets
 
 
 def test_across_data_sets_all_classes_are_learned_and_every_test_set_is_judged() -> None:
@@ -140,6 +149,41 @@ def test_the_work_is_counted_before_anything_is_computed() -> None:
     found = work_of(of(asked("coop-ijcv22", shots=[1, 16], seeds=[1, 2]), "dtd"), Size(47, 2820, 1692), tests=10)
     assert found.encodings == 1692 + 10 + 2 * (47 * 1 * 8 + 47 * 1) + 2 * (47 * 16 * 8 + 47 * 4)
     assert (found.trainings, found.steps) == (4, 2 * (50 * 1 + 200 * (47 * 16 // 32)))
+
+
+def test_what_reads_pixels_encodes_in_every_step_and_searches_first() -> None:
+    found = work_of(of(asked("dpl-2025", shots=[16], seeds=[1, 2]), "dtd"), Size(47, 2820, 1692), tests=0)
+    assert found.search_steps == 2 * 80 * (47 * 16 // 4)
+    assert found.steps == 2 * 40 * (47 * 16 // 4)
+    assert found.encodings == 1692 + 2 * (40 * 47 * 4 + 1692)
+
+
+def test_every_labeller_of_a_pool_encodes_it() -> None:
+    plain, star = (work_of(of(asked("upl-2022", variant=variant), "dtd"), Size(47, 2820, 1692), tests=0)
+                   for variant in (None, "star"))  # fmt: skip
+    assert star.encodings - plain.encodings == 7 * 2820
+
+
+def test_depths_that_are_given_are_not_searched_for() -> None:
+    lengths = {"method.image_lengths": [1, 1], "method.text_lengths": [1, 1, 1]}
+    assert work_of(of(asked("dpl-2025", overrides=lengths), "dtd"), Size(47, 2820, 1692), tests=0).search_steps == 0
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("dpl-2025", (False, True, True)), ("gda-iclr24", (True, False, False)), ("linear-probe", (True, False, False)),
+    ("coop-ijcv22", (False, True, False)), ("upl-2022", (False, True, False)),
+])  # fmt: skip
+def test_every_kind_of_training_has_a_pace(zoo: Any, name: str, expected: tuple[bool, ...]) -> None:
+    one = asked(name, overrides=reproduction.overrides(zoo.architecture("flat"), ["features.views=1"]))
+    pace = pace_of(of(one, "dtd")[0], zoo.backbone("flat"), classes=3)
+    assert (pace.building > 0, pace.step > 0, pace.search_step > 0) == expected
+
+
+def test_more_classes_than_are_timed_take_as_much_longer_as_twice_as_many_did() -> None:
+    assert _building(lambda classes: 2.0 * classes, 60) == 120
+    assert _building(lambda classes: 0.01 * classes**2, 1000) == pytest.approx(0.01 * 1000**2)
+    assert _building(lambda classes: 0.01 * classes, 1000) == pytest.approx(10)
+    assert _building(lambda classes: 1 / classes, 1000) == pytest.approx(0.01)
 
 
 # The table
@@ -306,6 +350,19 @@ def test_a_plan_counts_what_is_to_be_done_and_says_what_is_missing(project: Path
     assert f"weights: {zoo.architecture('flat')}, here" in said.output
     assert "ms a step with 2 classes" in said.output
     assert not (project / "artifacts").exists()
+
+
+@pytest.mark.parametrize(("recipe", "sentence"), [
+    ("dpl-2025", " of search and "), ("dpl-2025", " ms a step of the search and "),
+    ("gda-iclr24", " of building one after another ("),
+])  # fmt: skip
+def test_a_plan_says_how_long_a_search_and_a_building_take(project: Path, zoo: Any, recipe: str, sentence: str) -> None:
+    words = ["reproduce", recipe, "--datasets", "toys", "--shots", "2", "--seeds", "1", "--backbone",
+             zoo.architecture("flat"), "--data-folder", "../data", "--plan"]  # fmt: skip
+    with working_in(project):
+        said = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    assert sentence in said.output
+    assert "not estimated" not in said.output
 
 
 class Scorer:

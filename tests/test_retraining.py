@@ -12,10 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coop_core.errors import ServiceError
+from coop_core.errors import GateError, ServiceError
 from coop_core.judging.gate import Check, Decision
 from pipelines.champion import retraining
 from pipelines.champion.retraining import alone, judgement, reproduce, summary, waits_for_judgement
+from pipelines.records import claims
+from pipelines.records.claims import claim_retraining
 from pipelines.records.registry import CANDIDATE, CHAMPION, GATE, mark_judged
 from pipelines.records.server import Records, connected
 from pipelines.settings import Settings
@@ -101,6 +103,49 @@ def test_nothing_changed_stops_early(records, register):
 
     assert reproduce(records) is None
     assert called() == ["status"]
+
+
+def claims_of(records: Records) -> list[dict]:
+    """The claims on retraining into the records' experiment."""
+    with connected(records.settings) as mlflow:
+        tags = mlflow.MlflowClient().get_experiment_by_name(records.experiment).tags
+    return [json.loads(value) for key, value in tags.items() if key.startswith("claim.")]
+
+
+def test_two_clones_do_not_retrain_into_one_registry_at_once(records):
+    with (
+        claim_retraining(records, by="ann in photos"),
+        pytest.raises(GateError, match=r"^another retraining is under way, by ann in photos on .*: try again"),
+        claim_retraining(records, by="ben in photos-2"),
+    ):
+        pass
+    assert claims_of(records) == []
+
+    with claim_retraining(records, by="ben in photos-2"):
+        assert [claim["by"] for claim in claims_of(records)] == ["ben in photos-2"]
+
+
+def test_what_a_killed_retraining_left_is_in_no_way_of_the_next_in_its_clone(records):
+    left = claim_retraining(records, by="ann in photos")  # kept, or its end would release it
+    left.__enter__()
+    with claim_retraining(records, by="ann in photos"):
+        assert [claim["by"] for claim in claims_of(records)] == ["ann in photos"]
+
+
+def test_a_retraining_holds_its_claim_for_longer_than_a_killed_one(records, monkeypatch):
+    monkeypatch.setattr(claims, "_RENEW_SECONDS", 0.05)
+    with claim_retraining(records, by="ann"):
+        (before,) = claims_of(records)
+        deadline = time.monotonic() + 20
+        while claims_of(records)[0]["since"] == before["since"]:
+            assert time.monotonic() < deadline
+    assert claims_of(records) == []
+
+
+def test_projects_of_their_own_experiments_retrain_side_by_side(records):
+    other = Records(records.settings.model_copy(update={"experiment": "another"}))
+    with claim_retraining(records, by="ann"), claim_retraining(other, by="ben"):
+        assert [claim["by"] for claim in claims_of(other)] == ["ben"]
 
 
 def test_what_was_cut_off_after_the_training_is_pushed_and_tied_by_the_next(records, register):

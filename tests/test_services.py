@@ -14,11 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import SecretStr
 from running_services import ROOT, Running, ask, brought_up, free_port, wait_for_run, wait_until
 
 from coop_core.errors import ServiceError
 from pipelines.environment import SERVICE_OF, service_environment
-from pipelines.services import local, supervision
+from pipelines.services import local, planning, supervision
 from pipelines.settings import Settings
 
 
@@ -83,7 +84,7 @@ def test_mlflow_knows_its_own_two_names_and_no_other_page(settings):
 def test_mlflow_serves_the_database_of_the_settings_with_files_beside_it(settings, tmp_path):
     command = programs(settings, [])["mlflow-server"]["command"]
 
-    assert f"sqlite:///{tmp_path}/mlflow.db" in command
+    assert planning.database_address(settings) == f"sqlite:///{tmp_path}/mlflow.db"
     assert f"--default-artifact-root file://{tmp_path}/mlruns" in command
 
 
@@ -92,9 +93,77 @@ def test_a_server_of_the_settings_is_used_instead_of_our_own(settings):
 
 
 def test_another_database_is_refused_without_showing_its_password(settings):
-    with pytest.raises(ServiceError, match=r"^COOP_TRACKING_URI is a postgresql address: `make up` takes sqlite"):
-        local.plan(copy(settings, tracking_uri="postgresql://me:secret@host/db"), [])
+    with pytest.raises(ServiceError, match=r"^COOP_TRACKING_URI is a mysql address: `make up` takes sqlite") as caught:
+        planning.database_address(copy(settings, tracking_uri="mysql://me:secret@host/db"))
+    assert "secret" not in str(caught.value)
 
+
+def test_a_database_whose_driver_is_missing_is_refused_with_the_way_to_install_it(settings):
+    with pytest.raises(ServiceError, match=r"the Python module nowhere is not installed: .*'\.\[server\]'"):
+        planning.database_address(copy(settings, tracking_uri="postgresql+nowhere://host/db"))
+
+
+def test_a_postgresql_of_the_settings_reaches_mlflow_with_its_login_and_no_command_line(settings, monkeypatch):
+    monkeypatch.setattr(planning.importlib.util, "find_spec", lambda name: name == "psycopg")
+    own = copy(settings, tracking_uri="postgresql+psycopg://host/db", tracking_username="me",
+               tracking_password=SecretStr("p/w"))  # fmt: skip
+
+    assert local._secrets(own, "coop:login")["MLFLOW_BACKEND_STORE_URI"] == "postgresql+psycopg://me:p%2Fw@host/db"
+    assert local._secrets(own, "coop:login")["MLFLOW_TRACKING_PASSWORD"] == "login"
+    assert "p%2Fw" not in str(programs(own, []))
+
+
+def test_files_of_new_experiments_go_where_the_settings_say_with_the_keys_for_it(settings):
+    keys = {"s3_access_key_id": SecretStr("key"), "s3_secret_access_key": SecretStr("word")}
+    own = copy(settings, artifact_location="s3://bucket/files", s3_endpoint_url="http://s3", **keys)
+
+    assert "--default-artifact-root s3://bucket/files " in programs(own, [])["mlflow-server"]["command"]
+    handed = local._secrets(own, "coop:login")
+    assert [handed[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_S3_ENDPOINT_URL")] == [
+        "key", "word", "http://s3"
+    ]  # fmt: skip
+    assert not {name for name in local._secrets(copy(own, artifact_location=None), "a:b") if name.startswith("AWS_")}
+
+
+def test_a_prefect_of_the_settings_is_used_instead_of_our_own_with_its_login(settings):
+    elsewhere = copy(settings, prefect_api_url="https://prefect.example/api", prefect_api_auth=SecretStr("ann:theirs"))
+
+    assert "prefect-server" not in programs(elsewhere, [])
+    assert planning.prefect_address(elsewhere) == "https://prefect.example"
+    assert local._secrets(elsewhere, "coop:login")["PREFECT_API_AUTH_STRING"] == "ann:theirs"
+
+
+def test_only_what_is_about_its_database_reaches_prefects_server(settings, monkeypatch):
+    address = "postgresql+asyncpg://prefect:hidden-word@host/db"
+    for name in ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_TIMEOUT", "PREFECT_PROFILE"):
+        monkeypatch.setenv(name, address)
+
+    assert {name for name in local._secrets(settings, "coop:login") if name.startswith("PREFECT_")} == {
+        "PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_TIMEOUT", "PREFECT_API_AUTH_STRING",
+        "PREFECT_SERVER_API_AUTH_STRING",
+    }  # fmt: skip
+    assert "hidden-word" not in str(programs(settings, []))
+
+
+def test_a_fault_that_quotes_a_log_hides_the_password_in_an_address(settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql+asyncpg://prefect:hid%2Fden@host/db")
+
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_NAME", "database")
+
+    def fails(*arguments: object) -> None:
+        address = "postgresql+asyncpg://prefect:hid%2Fden@host/db"
+        raise ServiceError(f"the database said: {address}, password hid/den refused")
+
+    monkeypatch.setattr(local, "_start", fails)
+    with pytest.raises(ServiceError, match=r"^the database said: \*\*\*, password \*\*\* refused$"):
+        local.up(settings)
+
+
+def test_projects_on_one_server_have_pools_of_their_own(settings):
+    found = programs(copy(settings, project_name="photos"), [])
+
+    assert "--pool photos-cpu " in found["cpu-worker"]["command"]
+    assert "--pool photos-gpu " in found["gpu-worker-0"]["command"]
 
 def test_up_mends_what_a_kill_left_of_dvc(settings, tmp_path):
     (tmp_path / ".dvc/tmp").mkdir(parents=True)
@@ -280,8 +349,9 @@ def test_pools_and_deployments_are_there_once(running):
     deployments = {found["name"]: found["work_pool_name"] for found in ask(running, "deployments/filter", {})}
     automations = [found["name"] for found in ask(running, "automations/filter", {})]
 
-    assert deployments == {"sweep": "cpu", "trials": "gpu", "retrain": "cpu", "promote": "cpu", "reconcile": "cpu"}
-    assert automations == ["crash-zombies"]
+    assert deployments == {"sweep": "cpu", "trials": "gpu", "retrain": "cpu", "promote": "cpu", "reconcile": "cpu",
+                           "watch": "cpu"}  # fmt: skip
+    assert sorted(automations) == ["crash-zombies", "retrain-on-drift"]
 
 
 @pytest.mark.slow
@@ -326,7 +396,7 @@ def test_up_again_repairs_what_was_stopped_and_makes_nothing_twice(running):
     assert again.returncode == 0, again.stderr
     assert "up already" in again.stdout
     assert running.coop("status").returncode == 0
-    assert len(ask(running, "automations/filter", {})) == 1
+    assert len(ask(running, "automations/filter", {})) == 2
 
 
 @pytest.mark.slow

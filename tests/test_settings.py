@@ -31,12 +31,28 @@ def test_the_defaults_need_no_service():
 @pytest.mark.parametrize("field", Settings.model_fields)
 def test_every_field_has_its_variable(monkeypatch, field):
     value = {"device": "cpu", "prefect_port": "4321", "mlflow_port": "5432", "serve_port": "6543",
-             "serve_token": "sixteen-or-more."}.get(field, "a-value")
+             "serve_token": "sixteen-or-more.", "project_name": "a-value"}.get(field, "a-value")
     monkeypatch.setenv(f"COOP_{field.upper()}", value)
 
     found = getattr(load_settings(), field)
 
     assert (found.get_secret_value() if hasattr(found, "get_secret_value") else str(found)) == value
+
+
+def test_a_projects_name_is_where_its_runs_are_kept_unless_another_is_set(monkeypatch):
+    monkeypatch.setenv("COOP_PROJECT_NAME", "photos")
+    assert load_settings().experiment == "photos"
+
+    monkeypatch.setenv("COOP_EXPERIMENT", "own")
+    assert load_settings().experiment == "own"
+
+
+@pytest.mark.parametrize("name", ["", "Photos", "a/b", "-a", "a" * 41])
+def test_a_projects_name_that_servers_may_refuse_is_refused(monkeypatch, name):
+    monkeypatch.setenv("COOP_PROJECT_NAME", name)
+
+    with pytest.raises(ServiceError, match="COOP_PROJECT_NAME is"):
+        load_settings()
 
 
 def test_an_env_file_in_the_working_folder_is_read(tmp_path):

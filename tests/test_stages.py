@@ -1,6 +1,7 @@
 """The stages, run one after another on a few little images: what each reads, writes and leaves alone."""
 
 import contextlib
+import csv
 import dataclasses
 import fcntl
 import io
@@ -29,11 +30,13 @@ from coop_core.errors import ArtifactError, BackboneError, CoopError, DatasetErr
 from coop_core.files import read_tensors, write_tensors
 from coop_core.methods.coop import CoOp
 from coop_core.params import load_params
+from coop_core.predictor import Predictor
+from coop_core.reference import read_reference
 from coop_core.training import Checkpoint, Epoch
 from pipelines.records.registry import fetch_prompt
 from pipelines.records.runs import Tracked, list_runs
 from pipelines.records.server import open_records
-from pipelines.stages import baselines, download, evaluate, features, report, split, track, train
+from pipelines.stages import baselines, download, evaluate, features, label, report, split, track, train
 
 pytestmark = [
     # MLflow's own, of its pages on agents; it appears once, in whichever test imports mlflow.pyfunc first.
@@ -43,8 +46,8 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"download": download, "split": split, "features": features, "baselines": baselines, "train": train,
-          "evaluate": evaluate, "report": report, "track": track}  # fmt: skip
+STAGES = {"download": download, "split": split, "features": features, "label": label, "baselines": baselines,
+          "train": train, "evaluate": evaluate, "report": report, "track": track}  # fmt: skip
 COLOURS = {"red_brick": (200, 40, 30), "green_field": (40, 170, 50), "blue_lake": (30, 60, 200)}
 IMAGES = 12
 LEFT_BEHIND = shutil.ignore_patterns("mlflow.db*", "mlruns", ".tracked.json.*")
@@ -330,10 +333,29 @@ def test_the_registered_prompt_is_the_trained_one_with_its_test_metrics(done, tm
         folder = fetch_prompt("coop-images@candidate", open_records(), tmp_path)
     ours, trained = content(folder), content(done / "artifacts/prompt")
     card = json.loads(ours.pop("card.json"))
+    assert ours.pop("reference.safetensors") == (done / "artifacts/reference.safetensors").read_bytes()
 
     assert ours == {name: data for name, data in trained.items() if name != "card.json"}
     assert card["metrics"]["coop"]["accuracy"] == read(done / "artifacts/metrics.json")["coop"]["accuracy"]
     assert "metrics" not in json.loads(trained["card.json"])
+
+
+def test_the_registered_prompt_carries_what_it_saw_of_its_test_images(done, mini, tmp_path):
+    with working_in(done):
+        folder = fetch_prompt("coop-images/1", open_records(), tmp_path)
+    seen, test = read_reference(folder), read_split(done / "artifacts/split.json").test
+    features = np.load(done / "artifacts/features/test.npy")[:, 0]
+    with (done / "artifacts/judged/own/predictions.csv").open(newline="") as file:
+        said = list(csv.DictReader(file))
+
+    assert seen.images == tuple(image.digest for image in test)
+    assert np.abs(seen.features - features / np.linalg.norm(features, axis=1, keepdims=True)).max() < 1e-3
+    assert seen.labels.tolist() == [int(row["predicted"]) for row in said]
+    assert seen.confidences.tolist() == pytest.approx([float(row["confidence"]) for row in said])
+    assert seen.answered.all()
+    predictor = Predictor(read_artifact(folder), mini, with_features=True)
+    (served,) = predictor.rank(predictor.view(done / "data/raw" / test[0].path)[None])
+    assert np.abs(served.feature - seen.features[0]).max() < 2e-3                  # as a server would record it
 
 
 def test_tracking_the_same_run_again_adds_no_version(done):
@@ -651,7 +673,7 @@ def test_classifiers_that_are_not_those_of_their_card_are_not_judged(project):
         evaluate.main()
 
 
-@pytest.mark.parametrize("stage", ["download", "split", "features", "baselines", "train", "evaluate", "track"])
+@pytest.mark.parametrize("stage", ["download", "split", "features", "label", "baselines", "train", "evaluate", "track"])
 def test_an_unknown_key_in_the_parameters_stops_every_stage(project, stage):
     write_params(project, train={"learnig_rate": 0.1})
 
@@ -686,6 +708,7 @@ NEEDED = [
     ("track", "artifacts/judged/own/evaluation.json"),
     ("track", "artifacts/prompt"),
     ("track", "artifacts/prompt/curve.csv"),
+    ("track", "artifacts/reference.safetensors"),
 ]
 
 

@@ -289,7 +289,8 @@ def test_wrong_bytes_everywhere_are_a_sentence_with_both_checksums(fetch):
 
 def test_the_error_names_each_source_in_order_with_its_reason(fetch, server, bucket, s3_endpoint):
     sources = [f"{server.address}/missing", "s3://images/none", "none.bin", "wrong.bin"]
-    reasons = "answers 404 Not Found", r".*404.*", r".*/catalog/none\.bin is not a file", "has checksum .*"
+    missing = r"bucket images has no none \(404 NoSuchKey\).*"
+    reasons = "answers 404 Not Found", missing, r".*/catalog/none\.bin is not a file", "has checksum .*"
     said = "; ".join(f"{source}: {reason}" for source, reason in zip(sources, reasons, strict=True))
 
     with pytest.raises(ServiceError, match=rf"^file\.bin could not be fetched from any of 4 sources \({said}\): "):

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from coop_core.errors import ParamsError
+from coop_core.files import write_text
+from coop_core.methods import load_method, method_names
 from coop_core.params import Params, load_params, parse_params, patch
+from coop_core.params.file import changed
+from coop_core.sweeps.space import columns
 from coop_core.sweeps.sweep import (
     Result,
     Trial,
@@ -80,9 +84,87 @@ def test_a_value_may_be_a_section_whose_entries_change_together():
     assert (second.n_context, second.class_token_position) == (params.method.n_context, "middle")
 
 
+METHODS = [{"name": "gda"}, {"name": "probe", "penalty": "none"}, {"name": "coop", "n_context": 4}]
+
+
+def test_methods_are_tried_as_whole_sections_each_with_its_own_defaults():
+    params = swept(space={"method": METHODS}, seeds=[1])
+
+    found = trials(params, next_choices(params, {}))
+
+    gda, probe, coop = (trial.params.method for trial in found)
+    assert (gda, probe) == (load_method("gda").Params(), load_method("probe").Params(penalty="none"))
+    assert coop == params.method.model_copy(update={"n_context": 4})             # of its own method the rest stays
+    assert [trial.name for trial in found] == ["method gda, seed 1", "method probe penalty none, seed 1",
+                                               "method coop n_context 4, seed 1"]  # fmt: skip
+    assert columns(found[1].choice) == {"method.name": "probe", "method.penalty": "none"}
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["name first", "name last"])
+def test_methods_are_tried_by_their_names_alone(order):
+    space = {"method.name": ["gda", "coop", "tip_adapter"], "train.learning_rate": [0.01]}
+    params = swept(space=dict(list(space.items())[::order]), seeds=[1])
+
+    found = [trial.params.method for trial in trials(params, next_choices(params, {}))]
+
+    assert found == [load_method("gda").Params(), params.method, load_method("tip_adapter").Params()]
+
+
+def test_a_parameter_beside_the_name_is_the_named_methods_whatever_their_order():
+    params = swept(space={"method.alpha": [0.5], "method.name": ["gda", "tip_adapter"]}, seeds=[1])
+
+    assert [trial.params.method.alpha for trial in trials(params, next_choices(params, {}))] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", sorted(set(method_names()) - {"upl"}))
+def test_every_method_can_be_named(name):
+    params = swept(space={"method.name": [name]}, seeds=[1])
+
+    assert trials(params, next_choices(params, {}))[0].params.method.name == name
+
+
+@pytest.mark.parametrize("search", ["random", "tpe"])
+def test_a_search_draws_whole_methods(search):
+    params = swept(search=search, draws=12, space={"method": METHODS})
+    known: dict[str, float] = {}
+    drawn = []
+    while choices := next_choices(params, known):
+        drawn += [trial.params.method.name for trial in trials(params, choices)]
+        known |= {choice_key(choice): float(choice["method"]["name"] == "gda") for choice in choices}
+
+    assert set(drawn) == {"gda", "probe", "coop"}
+
+
+@pytest.mark.parametrize(("own", "best"), [("coop", "gda"), ("gda", "coop"), ("coop", "cocoop")])
+def test_the_patch_of_a_method_that_wins_leaves_nothing_of_the_former(tmp_path, own, best):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    if own != "coop":
+        write_text(tmp_path / "params.yaml", changed((ROOT / "params.yaml").read_text(), {"method": {"name": own}},
+                                                     whole=("method",)))  # fmt: skip
+    tree = load_params(tmp_path / "params.yaml").model_dump()
+    sweep = {"name": "toy", "space": {"method": [{"name": best}, {"name": own}]}, "seeds": [1]}
+    params = parse_params({**tree, "sweep": sweep}, where="toy")
+    found = [judged(trial, float(trial.params.method.name == best))
+             for trial in trials(params, next_choices(params, {}))]  # fmt: skip
+
+    values = winning_values(params, winner(params, found))
+    diff = patch((tmp_path / "params.yaml").read_text(), values)
+    subprocess.run(["git", "apply", "-"], input=diff, text=True, cwd=tmp_path, check=True)
+
+    assert list(values) == ["method"]
+    after = load_params(tmp_path / "params.yaml")
+    assert after.method == load_method(best).Params()
+    assert after.model_copy(update={"method": params.method, "sweep": params.sweep}) == params
+
+
 @pytest.mark.parametrize(
     ("space", "sentence"),
     [
+        ({"method.name": ["gda", "coop"], "method.n_context": [4]},
+         r"method.n_context is not a parameter of gda: to try several methods, list whole sections, such as"),
+        ({"method.name": ["gdaa"]}, "name is 'gdaa', but the methods are: "),
+        ({"method": [{"name": "gda", "n_context": 4}]}, "n_context is not a known key"),
+        ({"method": ["gda"]}, "method is a section, but one of its values is 'gda'"),
         ({"train.learning_rat": [1]}, "train.learning_rat is not a parameter of params.yaml"),
         ({"trian.learning_rate": [1]}, "trian.learning_rate is not a parameter"),
         ({"train.learning_rate": [-1]}, "with learning_rate -1.*train.learning_rate.*greater than or equal to 0"),

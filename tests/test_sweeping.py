@@ -83,8 +83,12 @@ def params(**sweep_section: Any) -> Params:
 class Recorder:
     """Does what trainers do but the training: a trial scores by its learning rate and shots."""
 
-    def __init__(self, records: Records, *, until: int = 1000, bad: Callable[[Order], bool] = lambda order: False):
-        self.records, self.until, self.bad = records, until, bad
+    def __init__(
+        self, records: Records, *, until: int = 1000, bad: Callable[[Order], bool] = lambda order: False,
+        less: Callable[[Order], float] = lambda order: 0.0,
+    ) -> None:  # fmt: skip
+        """`less`: taken off a trial's validation accuracy."""
+        self.records, self.until, self.bad, self.less = records, until, bad, less
         self.done: list[str] = []
 
     def __call__(self, asked: Sequence[Sequence[Order]], on_event: Callable[[dict[str, Any]], object]) -> None:
@@ -96,6 +100,7 @@ class Recorder:
                 on_event({"event": "failed", "key": order.key, "reason": "the loss became nan"})
             else:
                 run, scored = self.begin(order), metrics(order)
+                scored["val_accuracy"] -= self.less(order)
                 run.finish(scored, [Epoch(0, 0.1, 1.0, 0.5, 1.0, 0.5)])
                 on_event({"event": "finished", "key": order.key, "run_id": run.run_id, "metrics": scored})
 
@@ -285,6 +290,38 @@ def test_what_came_of_a_sweep_is_read_as_the_sweep_itself_tells_it(records, tmp_
     assert as_markdown(read) == as_markdown(did)
     assert {path: path.read_bytes() for path in read.files} == files
     assert [run.to_dictionary() for run in runs(records)] == before
+
+
+@pytest.mark.parametrize("search", ["grid", "random", "tpe"])
+def test_methods_are_compared_recorded_and_applied(records, tmp_path, capsys, search):
+    """Each trial under its own method and key; the patch takes the winner's section whole."""
+    space = {"method": [{"name": "coop", "n_context": 4}, {"name": "gda", "alpha": 0.5}, {"name": "probe"}]}
+    asked = params(search=search, draws=9, space=space, seeds=[1])
+    worse = {"coop": 0.3, "gda": 0.0, "probe": 0.1}
+    recorder = Recorder(records, less=lambda order: worse[order.params["method"]["name"]])
+    did = sweep(asked, records, recorder, tags={"prefect.flow_run_id": "flow-9"})
+
+    assert sorted(recorder.done) == ["method coop n_context 4, seed 1", "method gda alpha 0.5, seed 1",
+                                     "method probe, seed 1"]  # fmt: skip
+    tried = [run for run in runs(records) if "method" in run.data.tags]
+    assert {run.data.tags["method"] for run in tried} == {"coop", "gda", "probe"}
+    assert did.values == {"method": {"name": "gda", "alpha": 0.5}}
+    assert 'method: {"name": "gda", "alpha": 0.5}' in as_markdown(did)
+    print_outcome(did, records)
+    told = capsys.readouterr().out
+    assert "winner      method gda, alpha 0.5: validation 71.0" in told
+    rows = list(csv.DictReader(io.StringIO((did.folder / "results.csv").read_text())))
+    assert {(row["method.name"], row["method.n_context"], row["method.alpha"]) for row in rows} == {
+        ("coop", "4", ""), ("gda", "", "0.5"), ("probe", "", ""),
+    }  # fmt: skip
+    again = Recorder(records)
+    assert sweep(asked, records, again).standing.found == 3
+    assert again.done == []
+    assert as_markdown(read_outcome(asked, records, flow_run="flow-9")) == as_markdown(did)
+
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "apply", str(did.folder / "winner.patch")], cwd=tmp_path, check=True)
+    assert load_params().method.model_dump() == {"name": "gda", "alpha": 0.5}
 
 
 def test_a_sweep_that_is_not_on_record_is_a_sentence(records):

@@ -5,9 +5,11 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from toy_prompt import write_prompt
 
 from coop_core.artifact import read_artifact
 from coop_core.errors import ArtifactError, ServiceError
+from coop_core.files import digest_file
 from pipelines.commands.compare import print_runs, run_rows
+from pipelines.records import local_versions
 from pipelines.records.registry import fetch_prompt
 from pipelines.records.runs import DatasetInput, RunRecord, Tracked, compare_link, list_runs, run_link, track
 from pipelines.records.server import Records, connected
@@ -367,6 +371,58 @@ def test_a_registered_prompt_comes_back_whole(records, history, prompt, tmp_path
 def test_an_unknown_reference_is_a_sentence_with_the_registry(records, history, tmp_path, reference):
     with pytest.raises(ArtifactError, match=f"^no model {reference} in the registry at sqlite:.+mlflow.db: "):
         fetch_prompt(reference, records, tmp_path)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): digest_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("reference", ["coop-toys@candidate", "coop-toys/1"])
+def test_two_queries_find_the_files_that_mlflow_would_download(records, history, tmp_path, monkeypatch, reference):
+    found = fetch_prompt(reference, records, tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(local_versions, "SCHEMA", "another MLflow's")
+
+    downloaded = fetch_prompt(reference, records, tmp_path)
+
+    assert downloaded.is_relative_to(tmp_path)
+    assert digests(downloaded) == digests(found) != {}
+
+
+def test_the_pinned_mlflow_has_the_tables_that_the_queries_know(records, history):
+    with closing(sqlite3.connect(records.address.removeprefix("sqlite:///"))) as database:
+        assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [(local_versions.SCHEMA,)]
+
+
+def test_a_deleted_version_is_not_found_by_queries(records, history, client):
+    source = client.get_model_version("coop-toys", "1").source
+    number = str(client.create_model_version("coop-toys", source).version)
+    assert local_versions.find_locally(f"coop-toys/{number}", records.settings)
+    client.delete_model_version("coop-toys", number)
+    assert local_versions.find_locally(f"coop-toys/{number}", records.settings) is None
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "sqlite:///nowhere.db", "sqlite://"])
+def test_other_registries_are_left_to_mlflows_client(address):
+    found = local_versions.find_locally("coop-toys/1", Settings(_env_file=None, tracking_uri=address))
+    assert found is None
+
+
+def test_a_file_that_is_no_registry_is_left_to_mlflows_client(tmp_path):
+    (tmp_path / "mlflow.db").write_text("not a database " * 100)
+    settings = Settings(_env_file=None, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    assert local_versions.find_locally("coop-toys/1", settings) is None
+
+
+def test_a_prompt_of_a_registry_in_sqlite_is_found_without_mlflow(records, history, tmp_path):
+    """Whose import takes longer than an answer."""
+    code = ("import sys; from pathlib import Path; from pipelines.settings import Settings; "
+            "from pipelines.records.registry import fetch_prompt; from pipelines.records.server import Records; "
+            "records = Records(Settings(_env_file=None, tracking_uri=sys.argv[1])); "
+            "fetch_prompt('coop-toys@candidate', records, Path(sys.argv[2])); "
+            "sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)")  # fmt: skip
+    words = [sys.executable, "-c", code, records.address, str(tmp_path)]
+    assert subprocess.run(words, check=False).returncode == 0
 
 
 DOWN = Records(Settings(_env_file=None, tracking_uri="http://127.0.0.1:1"))

@@ -1,7 +1,7 @@
 """What a backbone offers: pixels -> image features, prompt embeddings -> text features.
 
 Dimensions everywhere: n images or prompts, c classes, m context vectors, l token slots, w text width,
-d joint width.
+d joint width, p width before the image tower's last linear map.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,11 +13,14 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from coop_core.backbone.projection import Projection
 from coop_core.data.views import ImageTransform
 from coop_core.errors import BackboneError, PromptError
 from coop_core.files import digest_bytes, digest_json
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Runtime = Literal["torch", "openvino"]
+"""What runs the image tower."""
 
 
 @dataclass(frozen=True)
@@ -112,25 +115,46 @@ class Backbone:
     folded: int = 0
     """Batch norms of the image tower that were folded into its convolutions (`backbone.folding`): features differ by
     rounding from those of the tower as it came, so the feature key says so, while the weights are the same."""
+    image_runtime: Runtime = "torch"
+    compiled: Callable[[Tensor], Tensor] | None = None
+    """The image tower up to its projection as a runtime other than torch runs it (`backbone.runtimes`); what learns
+    through the image tower takes `image_tower`, which stays."""
     sentence_tower: SentenceTower | None = None
     """What reads class texts where no prompt can be injected; None where the text tower takes prompts."""
     refusal: str = ""
     """Why not, as a sentence."""
+    projection: Projection | None = None
+    """The image tower's last linear map, apart from what comes before it; None where there is none."""
+
+    def __repr__(self) -> str:
+        """For people: towers would fill pages."""
+        return f"Backbone({self.name!r} on {self.device}, {self.transform.size} x {self.transform.size} pixels)"
 
     @property
     def name(self) -> str:
-        return backbone_name(self.architecture, self.pretrained, self.image_precision)
+        return backbone_name(self.architecture, self.pretrained, self.image_precision, self.image_runtime)
 
     def check_prompts(self) -> None:
         """Raises BackboneError where prompts cannot be injected."""
         if self.sentence_tower is not None:
             raise BackboneError(self.refusal)
 
-    @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (n, 3, size, size) -> features (n, d), float32, not L2-normalised, without gradient."""
+        return self.project(self.encode_unprojected(pixels))
+
+    @torch.no_grad()
+    def encode_unprojected(self, pixels: Tensor) -> Tensor:
+        """The same before the last linear map (n, p); the features themselves where the tower has no such map."""
+        if self.compiled is not None:
+            return self.compiled(pixels)
+        tower = self.projection.tower if self.projection else self.image_tower
         with full_float32(self.device):
-            return self.image_tower(pixels.to(self.device, getattr(torch, self.image_precision))).float()
+            return tower(pixels.to(self.device, getattr(torch, self.image_precision))).float()
+
+    def project(self, unprojected: Tensor) -> Tensor:
+        """What `encode_unprojected` gave (..., p) -> features (..., d)."""
+        return self.projection(unprojected) if self.projection else unprojected
 
     @cached_property
     def text_tower(self) -> TextTower:
@@ -171,10 +195,14 @@ def full_float32(device: torch.device) -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
-def backbone_name(architecture: str, pretrained: str | None, image_precision: Precision) -> str:
-    """For people: "ViT-B-16-quickgelu (openai)", "mini (imagenet-minilm), images in bfloat16"."""
+def backbone_name(
+    architecture: str, pretrained: str | None, image_precision: Precision, image_runtime: Runtime = "torch"
+) -> str:
+    """For people: "ViT-B-16-quickgelu (openai)", "mini (imagenet-minilm), images in bfloat16 by openvino"."""
     name = f"{architecture} ({pretrained})" if pretrained else architecture
-    return name if image_precision == "float32" else f"{name}, images in {image_precision}"
+    how = f" in {image_precision}" if image_precision != "float32" else ""
+    how += f" by {image_runtime}" if image_runtime != "torch" else ""
+    return f"{name}, images{how}" if how else name
 
 
 def verify_text_tower(tower: TextTower, *, name: str) -> None:

@@ -67,7 +67,7 @@ def through_block(block: Any, x: Tensor, *, mask: Tensor | None = None, deep: De
         return block(x, attn_mask=mask)
     asking, found = block.ln_1(x), torch.zeros_like(x)
     for share, rows in deep.candidates():
-        keys = block.ln_1(torch.cat([rows.to(x.dtype).expand(len(x), -1, -1), x], dim=1))
+        keys = block.ln_1(torch.cat([rows.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1))
         seen = None if mask is None else F.pad(mask, (len(rows), 0))
         found = found + share * block.attn(asking, keys, keys, need_weights=False, attn_mask=seen)[0]
     x = x + block.ls_1(found)

@@ -8,6 +8,7 @@ ImageNet names span, and little beyond.
 """
 
 import importlib.util
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from coop_core.backbone.base import Backbone, Precision, TextTower, freeze, in_precision, pad
 from coop_core.backbone.efficientnet import EfficientNetLite0
 from coop_core.backbone.folding import fold_batch_norms
+from coop_core.backbone.runtimes import AskedRuntime, choose_runtime, compile_tower
 from coop_core.backbone.tokenizers import from_hugging_face
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import PaddedTextTower, mean_pool
@@ -35,7 +37,9 @@ _SMALL = 64
 _TEMPLATE = "a photo of a {}."
 
 
-def load_mini(pretrained: str | None, *, image_precision: Precision, device: torch.device | str) -> Backbone:
+def load_mini(
+    pretrained: str | None, *, image_precision: Precision, image_runtime: AskedRuntime, device: torch.device | str
+) -> Backbone:
     if pretrained not in (None, PRETRAINED):
         raise BackboneError(f"backbone.pretrained {pretrained!r} is unknown: mini has {PRETRAINED!r}; set that or null")
     device = torch.device(device)
@@ -43,6 +47,8 @@ def load_mini(pretrained: str | None, *, image_precision: Precision, device: tor
     image_tower = _image_tower()
     own = image_tower.state_dict()                                                # as packaged, whatever is folded
     folded = fold_batch_norms(image_tower, side=_SMALL)
+    runtime = choose_runtime(image_runtime, image_tower, precision=image_precision, device=device)
+    compiled = compile_tower(image_tower, runtime, side=TRANSFORM.size, precision=image_precision, device=device)
     image_tower.to(device, dtype)
 
     def weights() -> dict[str, Tensor]:
@@ -60,6 +66,8 @@ def load_mini(pretrained: str | None, *, image_precision: Precision, device: tor
         load_text_tower=lambda: _text_tower(_sentence_encoder().to(device), own["classifier.weight"].to(device)),
         load_weights=weights,
         folded=folded,
+        image_runtime=runtime,
+        compiled=compiled,
         config={"image": "tf_efficientnet_lite0", "text": "BERT, mean-pooled", "ridge": RIDGE, "template": _TEMPLATE},
         device=device,
     )
@@ -113,9 +121,7 @@ def _text_tower(encoder: Any, classifier_rows: Tensor) -> TextTower:
 @torch.no_grad()
 def _joint_space(sentences: PaddedTextTower, classifier_rows: Tensor) -> Any:
     """Ridge regression from centred sentence embeddings to centred classifier rows, with no image involved."""
-    from open_clip import IMAGENET_CLASSNAMES
-
-    embeddings = _encode_sorted(sentences, [_TEMPLATE.format(name) for name in IMAGENET_CLASSNAMES]).double()
+    embeddings = _encode_sorted(sentences, [_TEMPLATE.format(name) for name in _imagenet_names()]).double()
     rows = classifier_rows.detach().double()                                      # (1000, d)
     centre = embeddings.mean(dim=0)
     x, y = embeddings - centre, rows - rows.mean(dim=0)
@@ -123,6 +129,11 @@ def _joint_space(sentences: PaddedTextTower, classifier_rows: Tensor) -> Any:
     to_joint = torch.linalg.solve(gram, x.T @ y).float()                          # (w, d)
     centre = centre.float()
     return lambda pooled: (_normalise(pooled.float()) - centre) @ to_joint
+
+
+def _imagenet_names() -> tuple[str, ...]:
+    """open_clip's 1000, read from its file alone: the package would import timm for them."""
+    return tuple(runpy.run_path(str(_package_folder("open_clip") / "zero_shot_metadata.py"))["IMAGENET_CLASSNAMES"])
 
 
 def _encode_sorted(tower: PaddedTextTower, texts: list[str], *, batch_size: int = 128) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from coop_core.backbone.base import Backbone, Precision, TextTower, Tokenizer, freeze, in_precision
 from coop_core.backbone.folding import fold_batch_norms
+from coop_core.backbone.projection import split_projection
+from coop_core.backbone.runtimes import AskedRuntime, choose_runtime, compile_tower
 from coop_core.backbone.tokenizers import from_hugging_face, from_simple_tokenizer, token_counter
 from coop_core.backbone.torchvision_operators import declare_missing_operators
 from coop_core.backbone.towers import CausalTextTower, PaddedTextTower, WholeSentences
@@ -20,7 +22,12 @@ SUPPORTED = "OpenAI-type CLIP, open_clip's native causal text towers and Hugging
 
 
 def load_open_clip(
-    architecture: str, pretrained: str | None, *, image_precision: Precision, device: torch.device | str
+    architecture: str,
+    pretrained: str | None,
+    *,
+    image_precision: Precision,
+    image_runtime: AskedRuntime,
+    device: torch.device | str,
 ) -> Backbone:
     """Load a model and find out from its parts, not from its name, what kind of text tower it has."""
     declare_missing_operators()
@@ -34,6 +41,12 @@ def load_open_clip(
     dtype: torch.dtype = getattr(torch, image_precision)
     own = model.visual.state_dict()
     folded = fold_batch_norms(model.visual, side=transform.size)
+    image_tower = _PooledAlone(model.visual) if type(model).__name__ == "CoCa" else model.visual
+    has_projection = type(model).__name__ != "CoCa"
+    whole = split_projection(model.visual) if has_projection else None
+    before = whole.tower if whole else image_tower
+    runtime = choose_runtime(image_runtime, before, precision=image_precision, device=device)
+    compiled = compile_tower(before, runtime, side=transform.size, precision=image_precision, device=device)
     model.to(device).visual.to(dtype)
 
     def weights() -> dict[str, Tensor]:
@@ -48,14 +61,17 @@ def load_open_clip(
         family=family,
         transform=transform,
         logit_scale=model.logit_scale.detach().float().exp().item(),
-        image_tower=_PooledAlone(model.visual) if type(model).__name__ == "CoCa" else model.visual,
+        image_tower=image_tower,
         load_text_tower=lambda: _text_tower(open_clip, architecture, model),
         load_weights=weights if folded else model.state_dict,
         config=config,
         device=device,
         folded=folded,
+        image_runtime=runtime,
+        compiled=compiled,
         sentence_tower=None if takes_prompts else _sentence_tower(open_clip, architecture, model, device),
         refusal="" if takes_prompts else _refusal(family),
+        projection=split_projection(model.visual) if has_projection else None,
     )
 
 

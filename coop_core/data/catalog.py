@@ -15,7 +15,8 @@ from coop_core.data.archives import MAX_BYTES
 from coop_core.data.dataset import Subset, has_one_hole, shown, words
 from coop_core.errors import DatasetError
 
-Layout = Literal["folders", "csv", "split-json", "lists", "idx"]
+Layout = Literal["folders", "csv", "split-json", "lists", "idx", "unlabelled"]
+"""unlabelled: all images below `path`, without labels; `class_names` lists what they may show, and nothing judges."""
 GENERIC_TEMPLATE = "a photo of a {}."
 
 
@@ -90,6 +91,14 @@ class Card(BaseModel):
         if not has_one_hole(template):
             raise ValueError("needs exactly one {} for the class name")
         return template
+
+    @model_validator(mode="after")
+    def _names_of_what_has_no_folders(self) -> Self:
+        if self.layout == "unlabelled" and isinstance(self.class_names, dict | None):
+            raise ValueError("layout unlabelled has no class folders: list the names of all classes in class_names")
+        if self.layout == "unlabelled" and self.unlabelled:
+            raise ValueError("layout unlabelled reads the images at path: leave unlabelled out")
+        return self
 
     @model_validator(mode="after")
     def _files_keep_apart(self) -> Self:

@@ -48,6 +48,10 @@ class Dataset:
     descriptions: tuple[tuple[str, ...], ...] = ()
     """Sentences a class, for methods that read them; empty where the source has none."""
 
+    def __repr__(self) -> str:
+        """For people: images would fill pages."""
+        return f"Dataset({self.name!r}, {len(self.class_names)} classes, {len(self.images)} images in {self.root})"
+
     @property
     def digest(self) -> str:
         """Changes with any image, label, subset, class name, description or the template; not with paths."""

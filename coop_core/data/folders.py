@@ -8,7 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from coop_core.data.catalog import Card, class_labels
-from coop_core.data.dataset import NO_LABEL, SUBSET_NAMES, Subset
+from coop_core.data.dataset import NO_LABEL, SUBSET_NAMES, Subset, words
 from coop_core.data.images import SUFFIXES
 from coop_core.data.validation import Findings, Sample
 
@@ -68,6 +68,15 @@ def read_pool(folder: Path, findings: Findings) -> list[Sample]:
     for problem, paths in places.items():
         findings.add(problem, _names(paths, folder), accepted=problem not in _FAULTS)
     return samples
+
+
+def read_unlabelled(card: Card, folder: Path, findings: Findings) -> tuple[list[Sample], list[str]]:
+    """The images below `folder`, all of them without labels, and the class names that the card lists."""
+    if not isinstance(card.class_names, list):
+        findings.faults.append("the file of class_names names class folders, and layout unlabelled has none: list a "
+                               "name a line")  # fmt: skip
+        return [], []
+    return read_pool(folder, findings), [words(name) for name in card.class_names]
 
 
 def _unwrapped(folder: Path, places: Places) -> Path:

@@ -17,7 +17,7 @@ from coop_core.data.archives import read_gzip
 from coop_core.data.catalog import Card, class_labels
 from coop_core.data.dataset import NO_LABEL, SUBSET_NAMES, Dataset, LabelledImage, Subset, shown, words, write_dataset
 from coop_core.data.descriptions import check_descriptions
-from coop_core.data.folders import read_folders, read_pool
+from coop_core.data.folders import read_folders, read_pool, read_unlabelled
 from coop_core.data.listings import read_csv, read_lists, read_split_json
 from coop_core.data.validation import Findings, Sample, file_fault
 from coop_core.errors import DatasetError
@@ -128,7 +128,8 @@ def _dataset(
         described = check_descriptions(card.descriptions, class_names, where=f"descriptions of {card.name}")
         dataset = replace(dataset, descriptions=described)
     trains = not card.unlabelled and card.subsets.get("*") != "test"
-    validation.check_counts(dataset.counts(), findings, trains=trains, tests=tests)
+    if card.layout != "unlabelled":
+        validation.check_counts(dataset.counts(), findings, trains=trains, tests=tests)
     validation.check_published(card, class_names, [image.subset for image in images], findings)
     findings.raise_faults(card.name)
     return dataset
@@ -203,4 +204,5 @@ def _read_idx(path: Path, *, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
-_READERS = {"folders": read_folders, "csv": read_csv, "split-json": read_split_json, "lists": read_lists}
+_READERS = {"folders": read_folders, "csv": read_csv, "split-json": read_split_json, "lists": read_lists,
+            "unlabelled": read_unlabelled}  # fmt: skip

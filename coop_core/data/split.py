@@ -50,6 +50,11 @@ class Split:
     descriptions: tuple[tuple[str, ...], ...] = ()
     """Sentences a class, as in the data set; empty where it has none."""
 
+    def __repr__(self) -> str:
+        """For people: images would fill pages."""
+        sizes = ", ".join(f"{len(getattr(self, name))} {name}" for name in ("train", "val", "test"))
+        return f"Split({self.dataset_name!r}, {len(self.class_names)} classes, seed {self.seed}: {sizes} images)"
+
     @property
     def is_unlabelled(self) -> bool:
         """Whether the training images are a pool without labels."""
@@ -111,6 +116,9 @@ def few_shot_split(
     if val_shots is None:
         val_shots = MAX_VALIDATION_SHOTS if shots is None else min(shots, MAX_VALIDATION_SHOTS)
     if unlabelled is None:
+        if {image.label for image in dataset.images if image.subset == "train"} == {NO_LABEL}:
+            raise SplitError(f"the training images of {dataset.name} have no labels: set split.unlabelled, for instance"
+                             " to all, and method.name: upl, or add class folders to train on")  # fmt: skip
         reserve = 0 if own_val else val_shots
         _check_pools(pools, names, shots=shots or 1, reserve=reserve)
         ordered = [_ordered(pools[label, "train"], label, seed=str(seed)) for label in range(len(names))]

@@ -27,6 +27,8 @@ _ROWS = 1024
 """Images at a time: what is computed of them stays in the processor's cache."""
 _FLOOR = 1e-9
 """Share of the objective below which float32 sees no gain."""
+_NEVER = -1e30
+"""Logit of a class that nothing was learned of: probability 0, and a number all the same."""
 _MEMORY = 10
 """Steps that L-BFGS remembers."""
 _Step = tuple[Tensor, Tensor, float]
@@ -65,6 +67,7 @@ def linear_probe(
     val_features: np.ndarray,
     val_labels: np.ndarray,
     *,
+    classes: int | None = None,
     steps: int = 8,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> LinearProbe:
@@ -74,10 +77,11 @@ def linear_probe(
     around its best, which halves each time; the best of all counts. Best is the highest accuracy. Of equals the
     lowest log loss wins, and this alone differs from the published rule, which takes the largest C of the grid and
     the smaller of two ends: few images leave many ties, and probabilities that are far too sure or unsure among them.
-    Without validation images C is 1.
+    Without validation images C is 1. `classes` is how many there are, where the last ones may have no training image,
+    as in a pool that zero-shot labelled: these are never answered.
     The test images are never asked. `progress` gets the number of fits done and of all.
     """
-    path = LogisticPath(train_features, train_labels)
+    path = LogisticPath(train_features, train_labels, answers=classes)
     if not len(val_labels):
         weights = path.fit(0.0)
         progress(1, 1)
@@ -113,8 +117,11 @@ class LogisticPath:
     separating plane, whose penalty is that of two rows at half the C.
     """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, *, tolerance: float | None = None) -> None:
+    def __init__(
+        self, features: np.ndarray, labels: np.ndarray, *, tolerance: float | None = None, answers: int | None = None
+    ) -> None:
         self.labels, self.classes = torch.from_numpy(np.array(labels)), int(labels.max()) + 1
+        self.without = max(0, (answers or 0) - self.classes)
         known = torch.from_numpy(np.array(features)).float()                                   # (n, d)
         small = known.numel() * self.classes < _SMALL
         self.threads = 1 if small else torch.get_num_threads()
@@ -146,7 +153,8 @@ class LogisticPath:
 
     def classifier(self, weights: Tensor) -> LinearClassifier:
         found = weights[:-1].T @ self.axes                                                     # (c, d)
-        return LinearClassifier(found, bias=weights[-1] - found @ self.mean, normalise=False)
+        bias = F.pad(weights[-1] - found @ self.mean, (0, self.without), value=_NEVER)
+        return LinearClassifier(F.pad(found, (0, 0, 0, self.without)), bias=bias, normalise=False)
 
 
 def _principal_axes(features: Tensor) -> Tensor:

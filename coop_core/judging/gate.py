@@ -77,14 +77,21 @@ class Decision:
         return asdict(self)
 
 
-def decide(candidate: Answers, champion: Answers | None, policy: Policy) -> Decision:
+def decide(
+    candidate: Answers, champion: Answers | None, policy: Policy, *, may_be_unjudged: bool = False
+) -> Decision:
     """Judge a candidate; without a champion it has only its baselines to beat.
+
+    One without labelled test images is refused, unless it `may_be_unjudged`.
 
     Raises
     ------
     GateError
         When the two answer with different classes or were judged on different images: there is nothing to compare.
     """
+    names = candidate.version, None if champion is None else champion.version
+    if not candidate.labels:
+        return Decision(may_be_unjudged, *names, (_unjudged(may_be_unjudged),))
     checks = [_gain(candidate, policy), _baselines(candidate, policy)]
     if champion is not None:
         require_classes(candidate, champion)
@@ -95,7 +102,6 @@ def decide(candidate: Answers, champion: Answers | None, policy: Policy) -> Deci
                 "or classes: evaluate both on the same split, or promote with --without-comparison"
             )
         checks += [_not_worse(candidate, champion, policy), _classes(candidate, champion, policy)]
-    names = candidate.version, None if champion is None else champion.version
     return Decision(all(check.passed for check in checks), *names, tuple(checks))
 
 
@@ -125,6 +131,13 @@ def mcnemar_worse(wins: int, losses: int) -> float:
 
     n = wins + losses
     return float(binomtest(losses, n, alternative="greater").pvalue) if n else 1.0
+
+
+def _unjudged(allowed: bool) -> Check:
+    said = "there are no labelled test images, so nothing is known of its answers"
+    said += ", and it passes as asked" if allowed else (
+        ": label some test images and run `dvc repro`, or promote it unseen with `coop promote --without-comparison`")
+    return Check("judged at all", allowed, 0.0, 1.0, said)
 
 
 def _gain(candidate: Answers, policy: Policy) -> Check:

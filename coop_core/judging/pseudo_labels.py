@@ -2,11 +2,11 @@
 
 Huang, Chu, Wei: Unsupervised Prompt Learning for Vision-Language Models, 2022, section 3.1: of each class that is
 answered, the K most confident images, and no balancing. A class that is never answered gets none. In float32 and
-stable, because in half precision many confidences are equal; equal ones are ordered by the images' digests.
+stable, because in half precision many confidences are equal; equal ones are ordered by the images' digests. Several
+backbones (the paper's UPL*) answer by the mean of their probabilities.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,19 +16,9 @@ from coop_core.backbone import Backbone
 from coop_core.data.split import Split
 from coop_core.errors import TrainingError
 from coop_core.features.examples import CachedFeatures
+from coop_core.features.extract import feature_key
 from coop_core.judging.baselines import zero_shot
-
-
-@dataclass(frozen=True)
-class PseudoLabels:
-    """Classes ascending, in each the most confident image first."""
-
-    rows: np.ndarray
-    """(n,) numbers of images in the pool."""
-    labels: np.ndarray
-    """(n,) int64"""
-    confidences: np.ndarray
-    """(n,) probabilities of the labels."""
+from coop_core.judging.label_file import Labeller, PoolLabels, PseudoLabels, surest_of_each
 
 
 def pseudo_labels(
@@ -46,51 +36,57 @@ def pseudo_labels(
     """
     answers, confidences = probabilities.argmax(1), probabilities.max(1)
     order = np.lexsort((np.array(digests), -confidences, answers))               # the last key counts first
-    labels = answers[order]
-    starts = np.searchsorted(labels, labels)                                     # where each one's class begins
-    chosen = np.arange(len(order)) - starts < per_class
-    if min_confidence is not None:
-        chosen |= confidences[order] > min_confidence
-    rows = order[chosen]
+    rows = order[surest_of_each(answers[order], confidences[order], per_class, min_confidence)]
     return PseudoLabels(rows, answers[rows].astype(np.int64), confidences[rows])
 
 
-def training_examples(
-    split: Split, features: np.ndarray, backbone: Backbone, *, shots: int, min_confidence: float | None = None
-) -> tuple[CachedFeatures, PseudoLabels | None]:
-    """A split and its training images' features (n, views, d) -> `shots` images a class with their labels, or, where
-    it has none, with those that zero-shot is surest of, which are said beside them.
+def answer_pool(
+    split: Split, features: Tensor, backbone: Backbone, *, name: str | None = None
+) -> tuple[Labeller, np.ndarray]:
+    """A pool's image features (n, d) by a backbone -> who answers, and its zero-shot probabilities (n, c), float32.
 
-    Raises
-    ------
-    TrainingError
-        When all images get one label.
+    `name` is what params.yaml calls a further backbone.
     """
-    images = split.shots_subset(shots)
-    examples = CachedFeatures.of(images, features[: len(images)], device=backbone.device)
-    if not split.is_unlabelled:
-        return examples, None
-    return labelled_pool(split, examples.features, backbone, per_class=shots, min_confidence=min_confidence)
+    probabilities = zero_shot(backbone, split.class_names, split.template).probabilities(features.float())
+    return Labeller(name or backbone.name, backbone.weights_digest, feature_key(backbone)), probabilities.cpu().numpy()
 
 
-def labelled_pool(
-    split: Split, features: Tensor, backbone: Backbone, *, per_class: int, min_confidence: float | None = None
-) -> tuple[CachedFeatures, PseudoLabels]:
-    """A split without labels and its pool's features (n, views, d) -> examples in the pool's order, and their labels.
+def label_pool(
+    split: Split, answers: Iterable[tuple[Labeller, np.ndarray]], *, per_class: int, min_confidence: float | None = None
+) -> PoolLabels:
+    """A split without labels and what one backbone or several answer to its pool -> the images to learn from.
+
+    Answers are taken one after another, so that one backbone is in memory at a time.
 
     Raises
     ------
     TrainingError
         When all images get one label, from which nothing can be learned.
     """
-    classifier = zero_shot(backbone, split.class_names, split.template)
-    probabilities = classifier.probabilities(features[:, 0].float()).cpu().numpy()
+    labellers, total = [], np.zeros(1, dtype=np.float32)
+    for labeller, probabilities in answers:
+        labellers.append(labeller)
+        total = total + probabilities
     digests = [image.digest for image in split.train]
-    found = pseudo_labels(probabilities, digests, per_class=per_class, min_confidence=min_confidence)
+    found = pseudo_labels(total / len(labellers), digests, per_class=per_class, min_confidence=min_confidence)
     if len(set(found.labels.tolist())) < 2:
         raise TrainingError(f"zero-shot takes every image without a label for {split.class_names[found.labels[0]]!r}: "
                             "correct the class names or the template, or take another backbone")  # fmt: skip
-    in_order = np.argsort(found.rows)
-    rows = torch.from_numpy(found.rows[in_order]).to(features.device)
-    labels = torch.from_numpy(found.labels[in_order]).to(features.device)
-    return CachedFeatures(features[rows], labels), found
+    return PoolLabels(found, per_class, min_confidence, tuple(labellers))
+
+
+def training_examples(
+    split: Split, features: np.ndarray, labels: PoolLabels | None, *, shots: int, device: torch.device | str = "cpu"
+) -> CachedFeatures:
+    """A split and its training images' features (n, views, d) -> `shots` images a class in the split's order, with
+    their labels or, where it has none, with the pool's."""
+    images = split.shots_subset(shots)
+    examples = CachedFeatures.of(images, features[: len(images)], device=device)
+    return examples if labels is None else pool_examples(examples.features, labels.of(shots))
+
+
+def pool_examples(features: Tensor, labels: PseudoLabels) -> CachedFeatures:
+    """A pool's features (n, views, d) -> examples of the images that have a label, in the pool's order."""
+    in_order = np.argsort(labels.rows)
+    rows = torch.from_numpy(labels.rows[in_order]).to(features.device)
+    return CachedFeatures(features[rows], torch.from_numpy(labels.labels[in_order]).to(features.device))

@@ -20,7 +20,7 @@ class Row:
     """One classifier over all test sets; accuracies are fractions, None where it cannot answer."""
 
     classifier: str
-    own: float
+    own: float | None
     """On the data set it was learned on."""
     targets: dict[str, float | None]
 
@@ -42,7 +42,7 @@ class Transfer:
     def harmonic(self, row: Row) -> float | None:
         """Of base and new, where this is base-to-new and the classifier answers on both."""
         found = row.targets.get(self.new) if self.new else None
-        return None if found is None else harmonic_mean(row.own, found)
+        return None if found is None or row.own is None else harmonic_mean(row.own, found)
 
     def metrics(self) -> dict[str, float]:
         """For a tracking server: accuracy by target and classifier, means and harmonic means."""
@@ -57,11 +57,10 @@ class Transfer:
 
 def collect(own: Mapping[str, Any], targets: Mapping[str, Mapping[str, Any]]) -> Transfer:
     """The evaluations of the data set itself and of every target, by name -> one table."""
-    rows = [
-        Row(name, own["classifiers"][name]["accuracy"],
-            {target: accuracy(found, name) for target, found in targets.items()})
-        for name in own["classifiers"]
-    ]  # fmt: skip
+    judged = [own, *targets.values()]                                             # own: not where it has no test images
+    names: list[str] = next((list(found["classifiers"]) for found in judged if found["classifiers"]), [])
+    rows = [Row(name, accuracy(own, name), {target: accuracy(found, name) for target, found in targets.items()})
+            for name in names]  # fmt: skip
     new = next((name for name, found in targets.items()
                 if own.get("classes") == "base" and found["classes"] == "new"
                 and found["dataset_digest"] == own.get("dataset_digest")), None)  # fmt: skip

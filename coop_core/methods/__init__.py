@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from coop_core.judging.classifier import LinearClassifier
 
 
-Reads = Literal["features", "pixels"]
-"""features: what the image tower says (n, d), not normalised; pixels: normalised ones (n, 3, size, size)."""
+Reads = Literal["features", "unprojected", "pixels"]
+"""features: what the image tower says (n, d), not normalised; unprojected: the same before the tower's last linear map
+(n, p), or the features where it has none; pixels: normalised ones (n, 3, size, size)."""
 
 
 class MethodParams(BaseModel):
@@ -38,6 +39,9 @@ class MethodParams(BaseModel):
     name: str
     reads: ClassVar[Reads] = "features"
     """What its learner reads."""
+    knows_texts: ClassVar[bool] = True
+    """Whether it starts from, or answers by, class texts: one that knows images alone falls far below zero-shot where
+    there are few of them."""
 
     @property
     def is_searched(self) -> bool:

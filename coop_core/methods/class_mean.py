@@ -4,7 +4,7 @@ The nearest class mean on unit features (Snell, Swersky, Zemel, NeurIPS 2017, eq
 place of distance): a classifier that costs one pass over the images, and the one to beat with few of them.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from coop_core.methods.learner import Fixed
 
 class Params(MethodParams):
     name: Literal["class_mean"] = "class_mean"
+    knows_texts: ClassVar[bool] = False
 
 
 def build(

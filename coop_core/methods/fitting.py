@@ -35,11 +35,15 @@ def given(examples: Examples | None, *, method: str) -> Examples:
     return examples
 
 
+def all_views(examples: Examples) -> Tensor:
+    """What is read of all views of all examples (n, views, d), float32."""
+    rows = torch.arange(len(examples.labels), device=examples.labels.device)
+    return torch.stack([examples.batch(rows, torch.full_like(rows, view)) for view in range(examples.views)], dim=1)
+
+
 def unit_views(examples: Examples) -> Tensor:
     """All views of all examples -> unit image features (n, views, d), float32."""
-    rows = torch.arange(len(examples.labels), device=examples.labels.device)
-    views = [F.normalize(examples.batch(rows, torch.full_like(rows, view)), dim=-1) for view in range(examples.views)]
-    return torch.stack(views, dim=1)
+    return F.normalize(all_views(examples), dim=-1)
 
 
 def check_classes(labels: Tensor, classes: int, *, method: str) -> None:

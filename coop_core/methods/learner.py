@@ -149,7 +149,7 @@ def logits_in_pieces(learner: Learner, images: Tensor) -> Tensor:
 @torch.no_grad()
 def logits_of(learner: Any, examples: Examples) -> Tensor:
     """The logits of every image's test view (n, c)."""
-    if learner.reads == "features":
+    if learner.reads != "pixels":
         return logits_in_pieces(learner, first_views(examples))
     classifier = learner.classifier()
     return torch.cat([classifier.logits(learner.features(pixels)) for pixels in first_views_in_turn(examples)])
@@ -159,6 +159,11 @@ def first_views(examples: Examples) -> Tensor:
     """View 0 of every image."""
     rows = torch.arange(len(examples.labels), device=examples.labels.device)
     return examples.batch(rows, torch.zeros_like(rows))
+
+
+def projected(images: Tensor, backbone: Backbone, *, reads: Reads) -> Tensor:
+    """What a method that reads features or what comes before them was given -> features (..., d)."""
+    return backbone.project(images) if reads == "unprojected" else images
 
 
 def first_views_in_turn(examples: Examples) -> Iterator[Tensor]:

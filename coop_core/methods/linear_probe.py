@@ -3,7 +3,7 @@
 Its strength of regularisation is chosen on the validation images (`judging.baselines.linear_probe`).
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from coop_core.methods.learner import Fixed
 
 class Params(MethodParams):
     name: Literal["linear_probe"] = "linear_probe"
+    knows_texts: ClassVar[bool] = False
     steps: int = Field(default=8, ge=0, le=32)
     """Refinement steps of the search for the regularisation after its first grid."""
 
@@ -47,7 +48,8 @@ def build(
     known = _arrays(given(examples, method=params.name))
     asked = (known[0][:0], known[1][:0]) if validation is None else _arrays(validation)
     tell = progress(params.name, "fits")
-    found = baselines.linear_probe(*known, *asked, steps=params.steps, progress=tell).classifier
+    found = baselines.linear_probe(*known, *asked, classes=len(task.class_names), steps=params.steps,
+                                   progress=tell).classifier  # fmt: skip
     assert found.bias is not None
     weights, bias = found.weights.to(backbone.device), found.bias.to(backbone.device)
     return Fixed(LinearClassifier(weights, bias=bias, normalise=False))

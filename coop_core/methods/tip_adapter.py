@@ -142,7 +142,7 @@ def learn_keys(
 def memory(images: Tensor, keys: Tensor, labels: Tensor, classes: int, *, beta: float) -> Tensor:
     """Unit images (n, d) and keys (k, d) with labels (k,) -> exp(-beta (1 - f F')) L (n, c) (equations 3 and 4)."""
     affinities = torch.exp(-beta * (1 - images @ keys.T))                         # (n, k)
-    return torch.zeros(len(images), classes, dtype=images.dtype, device=images.device).index_add(1, labels, affinities)
+    return images.new_zeros(images.shape[0], classes).index_add(1, labels, affinities)
 
 
 def choose(

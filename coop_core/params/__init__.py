@@ -16,15 +16,17 @@ from coop_core.params.sections import (
     EvaluateParams,
     FeatureParams,
     GateParams,
+    LabellerParams,
     SplitParams,
     TargetParams,
     TrainParams,
+    WatchParams,
     local_weights,
 )
 from coop_core.params.sweep import Range, SweepParams, poses_a_task
 
 __all__ = [
     "PINS", "AnsweringParams", "BackboneParams", "BaselineParams", "DatasetParams", "EngineParams", "EvaluateParams",
-    "FeatureParams", "GateParams", "Params", "Range", "SplitParams", "SweepParams", "TargetParams", "TrainParams",
-    "flat", "load_params", "local_weights", "parse_params", "patch", "poses_a_task",
+    "FeatureParams", "GateParams", "LabellerParams", "Params", "Range", "SplitParams", "SweepParams", "TargetParams",
+    "TrainParams", "WatchParams", "flat", "load_params", "local_weights", "parse_params", "patch", "poses_a_task",
 ]  # fmt: skip

@@ -58,7 +58,7 @@ def default_params(
 def _backbone(given: str | Backbone) -> dict[str, Any]:
     if isinstance(given, Backbone):
         return {"architecture": given.architecture, "pretrained": given.pretrained,
-                "image_precision": given.image_precision}  # fmt: skip
+                "image_precision": given.image_precision, "image_runtime": given.image_runtime}  # fmt: skip
     if not isinstance(given, str) or given.startswith(("local-dir:", "hf-hub:")):      # names with a colon of their own
         return {"architecture": given}
     architecture, _, pretrained = given.partition(":")

@@ -61,9 +61,9 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def patch(text: str, values: dict[str, Any], *, path: str = "params.yaml") -> str:
     """A params file's text and new values by dotted name -> a unified diff that `git apply` understands.
 
-    Comments, order and style stay as they are.
+    Comments, order and style stay as they are. A method that is given as a whole section replaces the former.
     """
-    before, after = text.splitlines(True), changed(text, values).splitlines(True)
+    before, after = text.splitlines(True), changed(text, values, whole=("method",)).splitlines(True)
     return "".join(difflib.unified_diff(before, after, f"a/{path}", f"b/{path}"))
 
 

@@ -14,10 +14,13 @@ from coop_core.params.sections import (
     EvaluateParams,
     FeatureParams,
     GateParams,
+    LabellerParams,
     Section,
     SplitParams,
     TargetParams,
     TrainParams,
+    WatchParams,
+    local_weights,
 )
 from coop_core.params.sweep import SweepParams
 
@@ -50,6 +53,7 @@ class Params(Section):
     tests: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,49}$")], TargetParams] = {}
     """Further test sets by name: base-to-new, cross-dataset, domain generalisation."""
     gate: GateParams = GateParams()
+    watch: WatchParams = WatchParams()
     sweep: SweepParams | None = None
 
     @model_validator(mode="after")
@@ -71,7 +75,32 @@ class Params(Section):
                              "leave split.unlabelled out")  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def _each_labeller_counts_once_and_is_watched(self) -> "Params":
+        all_of_them: list[BackboneParams | LabellerParams] = [self.backbone, *self.split.further_labellers]
+        named = [(one.architecture, one.architecture != "mini" and one.pretrained) for one in all_of_them]
+        for one, its in zip(all_of_them[1:], named[1:], strict=True):
+            if named.count(its) > 1:
+                raise ValueError(f"split.further_labellers: {one.architecture} would count twice: name each backbone "
+                                 "once, and not backbone itself")  # fmt: skip
+            local = local_weights(one.architecture, one.pretrained)
+            if local is not None and not self.backbone.watches(local):
+                raise ValueError(f"split.further_labellers: backbone.files must be a folder that holds {local} as well "
+                                 f"(it is {self.backbone.files}), so that other weights there are noticed")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _torch_learns_through_the_image_tower(self) -> "Params":
+        if self.method.reads == "pixels" and self.backbone.image_runtime != "torch":
+            raise ValueError(f"method {self.method.name} learns through the image tower, which torch alone can: "
+                             "set backbone.image_runtime: torch")  # fmt: skip
+        return self
+
     def of_run(self) -> dict[str, Any]:
         """What a run's result can depend on: all but what is tried around it (sweep) and asked after it."""
-        own = set() if self.answering.is_fitted else {"answering"}  # what is not asked for makes no other run
-        return self.model_dump(exclude={"tests", "gate", "sweep"} | own)
+        left_out: dict[str, Any] = dict.fromkeys(("tests", "gate", "watch", "sweep"), True)
+        if not self.answering.is_fitted:  # what is not asked for makes no other run
+            left_out["answering"] = True
+        if not self.split.further_labellers:
+            left_out["split"] = {"further_labellers"}
+        return self.model_dump(exclude=left_out)

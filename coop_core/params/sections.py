@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from coop_core.backbone import Backbone, Precision, load_backbone
+from coop_core.backbone import AskedRuntime, Backbone, Precision, backbone_name, load_backbone
 from coop_core.data.dataset import has_one_hole
 from coop_core.judging.gate import Policy
+from coop_core.judging.limits import Limits
 from coop_core.prompts.engine import Engine
 
 PINS = "constraints.txt"
@@ -41,6 +42,24 @@ class TargetParams(DatasetParams):
     """Other words for some of its classes, where they differ from those the prompt was learned for."""
 
 
+class LabellerParams(Section):
+    """A further backbone whose zero-shot answers count towards pseudo labels."""
+
+    architecture: str = Field(min_length=1)
+    """As `backbone.architecture`."""
+    pretrained: str | None = None
+    """As `backbone.pretrained`."""
+
+    def load(self, *, device: torch.device | str) -> Backbone:
+        """The backbone itself; faults as `load_backbone` has them."""
+        return load_backbone(self.architecture, self.pretrained, device=device)
+
+    @property
+    def name(self) -> str:
+        """For people and cards."""
+        return backbone_name(self.architecture, self.pretrained, "float32")
+
+
 class SplitParams(Section):
     shots: int = Field(ge=1, le=1_000)
     """Training images a class."""
@@ -57,11 +76,22 @@ class SplitParams(Section):
     answers, `shots` images are learned from, the most confident ones."""
     min_confidence: float | None = Field(default=None, gt=0, lt=1)
     """Images of the pool whose confidence is above this are learned from as well, beyond `shots` a class."""
+    further_labellers: list[LabellerParams] = []
+    """Backbones beside `backbone` that label the pool: the mean of all their zero-shot probabilities is what counts.
+    `backbone` alone is learned with and answers."""
+
+    @property
+    def asked_of_labels(self) -> dict[str, Any]:
+        """How pseudo labels are to be chosen, as `label_file.require_asked` compares it."""
+        return {"per_class": self.shots, "min_confidence": self.min_confidence,
+                "further": [one.name for one in self.further_labellers]}  # fmt: skip
 
     @model_validator(mode="after")
     def _a_pool_has_no_labels(self) -> "SplitParams":
         if self.unlabelled is None and self.min_confidence is not None:
             raise ValueError("min_confidence is for images without labels: set unlabelled, or leave it out")
+        if self.unlabelled is None and self.further_labellers:
+            raise ValueError("further_labellers are for images without labels: set unlabelled, or leave them out")
         if self.unlabelled is not None and self.classes != "all":
             raise ValueError(f"classes {self.classes} needs the labels that unlabelled leaves unread: set all")
         if self.unlabelled is not None and self.label_noise:
@@ -86,6 +116,10 @@ class BackboneParams(Section):
     """What the image tower computes in. Where the processor has it, bfloat16 is 1.5 to 4 times as fast; it changes
     features by hundredths; float16, which few CPUs are faster in, by thousandths. A prompt answers with the precision
     it was learned with."""
+    image_runtime: AskedRuntime = "torch"
+    """What runs the image tower on a CPU. openvino, an optional package, computes float32 features that differ by 1e-5
+    at most; auto takes it for networks of convolutions in bfloat16, where it is installed. A method that learns through
+    the image tower needs torch."""
     files: str = Field(default="", min_length=1, validate_default=True)
     """What decides the weights on this disk, which DVC watches: the pins of the packages for packaged and published
     weights; for a local checkpoint or `local-dir:` the same path again. Known by itself where it is left out."""
@@ -100,13 +134,21 @@ class BackboneParams(Section):
     @model_validator(mode="after")
     def _local_weights_are_watched(self) -> "BackboneParams":
         local = local_weights(self.architecture, self.pretrained)
-        if local is not None and self.files != local:
-            raise ValueError(f"files must be {local} as well, so that other weights at that place are noticed")
+        if local is not None and not self.watches(local):
+            raise ValueError(f"files must be {local} as well, or a folder above it, so that other weights at that "
+                             "place are noticed")  # fmt: skip
         return self
+
+    def watches(self, place: str) -> bool:
+        """Whether `files` holds it."""
+        return Path(place).is_relative_to(self.files)
 
     def load(self, *, device: torch.device | str) -> Backbone:
         """The backbone itself; faults as `load_backbone` has them."""
-        return load_backbone(self.architecture, self.pretrained, image_precision=self.image_precision, device=device)
+        return load_backbone(
+            self.architecture, self.pretrained, image_precision=self.image_precision,
+            image_runtime=self.image_runtime, device=device,
+        )  # fmt: skip
 
 
 def local_weights(architecture: Any, pretrained: Any) -> str | None:
@@ -227,3 +269,33 @@ class GateParams(Section):
 
     def policy(self) -> Policy:
         return Policy(**self.model_dump(exclude={"approval_minutes"}))
+
+
+class WatchParams(Section):
+    """When what the champion is sent differs from its test images so much that a retraining is asked for."""
+
+    significance: float = Field(default=0.01, ge=0.002, lt=1)
+    """Of looks at images like the test images, at most this share raises anything."""
+    max_auc: float = Field(default=0.65, ge=0.5, le=1)
+    """How well a classifier may tell what is sent from the test images: 0.5 not at all, 1 always."""
+    max_confidence_shift: float = Field(default=0.2, ge=0, le=1)
+    """How far the distributions of confidences may lie apart, in shares of images."""
+    max_label_shift: float = Field(default=0.3, ge=0, le=1)
+    """Which share of the images may be answered with other labels than the test's mix; 1 lets any mix pass."""
+    max_abstention_rise: float = Field(default=0.15, ge=0, le=1)
+    """By how much the share of images without an answer may rise."""
+    min_images: int = Field(default=50, ge=20, le=2_000)
+    """Fewer images are not judged."""
+    max_images: int = Field(default=500, ge=20, le=2_000)
+    """The newest ones are looked at; the time of a look grows with them."""
+    quiet_hours: int = Field(default=24, ge=0, le=8_760)
+    """How long after an alarm the same version raises none again."""
+
+    @model_validator(mode="after")
+    def _enough_to_judge(self) -> "WatchParams":
+        if self.min_images > self.max_images:
+            raise ValueError(f"min_images {self.min_images} must not be above max_images {self.max_images}")
+        return self
+
+    def limits(self) -> Limits:
+        return Limits(**self.model_dump(exclude={"max_images", "quiet_hours"}))

@@ -30,8 +30,9 @@ class SweepParams(Section):
     search: Literal["grid", "random", "tpe"] = "grid"
     """grid takes every combination; random draws; tpe draws near what went well (Bergstra et al. 2011, by Optuna)."""
     space: dict[str, Annotated[list[Any], Field(min_length=1)] | Range] = Field(min_length=1)
-    """Values by dotted parameter name. A value may be a section, whose entries then change together. Data set and
-    split are tasks: whatever the search, every one of them is posed to every choice of the others."""
+    """Values by dotted parameter name. A value may be a section, whose entries then change together; of `method` it may
+    be another method's. Data set and split are tasks: whatever the search, every one of them is posed to every choice
+    of the others."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1)
     """Each choice is trained with every seed."""
     draws: int = Field(default=20, ge=1, le=10_000)

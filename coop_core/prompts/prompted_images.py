@@ -55,6 +55,8 @@ class PromptedImages:
     def __call__(self, pixels: Tensor, deep: Sequence[Deep | None]) -> Tensor:
         """Normalised pixels (n, 3, size, size) and what each block's queries read besides -> features (n, d), float32,
         not normalised."""
+        if torch.compiler.is_exporting():                                         # for any number of images
+            return self._encode(pixels, deep)
         pieces = pixels.to(self.device, self.dtype).split(self.together)
         recompute = len(pieces) > 1 and torch.is_grad_enabled()
         with full_float32(self.device):

@@ -53,13 +53,14 @@ def transfer_bars(
 ) -> Figure:
     """Accuracy of every classifier on the data set's own test images and on each further test set."""
     found = collect(evaluations, targets)
-    names = [str(evaluations["dataset"]), *targets]
+    judged = bool(evaluations["classifiers"])
+    names = [*([str(evaluations["dataset"])] if judged else []), *targets]
     rows = sorted(found.rows, key=lambda row: row.classifier != evaluations["method"])
     thick = 0.8 / len(rows)
     figure = Figure(figsize=(width, 0.8 + 0.28 * len(rows) * len(names)))
     axes = figure.subplots()
     for position, row in enumerate(rows):
-        values = [row.own, *row.targets.values()]
+        values = [*([row.own] if judged else []), *row.targets.values()]
         places = np.arange(len(names)) + (position - (len(rows) - 1) / 2) * thick
         colour = "first" if position == 0 else _ROLES[(position - 1) % len(_ROLES)]
         axes.barh(places, [value or 0.0 for value in values], height=0.9 * thick, color=COLOURS[colour],

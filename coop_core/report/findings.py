@@ -26,11 +26,16 @@ def best_baseline(evaluations: Mapping[str, Any]) -> str:
 def summary(evaluations: Mapping[str, Any]) -> str:
     """One sentence: what the method reached, against the hand-written prompt and the best other baseline."""
     found, method, shots = evaluations["classifiers"], evaluations["method"], evaluations["shots"]
+    learned_from = f"{shots} labelled image{'' if shots == 1 else 's'} a class"
+    if by := evaluations.get("labelled_by"):
+        learned_from = f"at most {shots} image{'' if shots == 1 else 's'} a class, labelled by {by}"
+    if not found:
+        return f"{capital(spoken_name(method))} learned from {learned_from}; it was not judged: no labelled images."
     accuracy, change = found[method]["accuracy"], found[method]["accuracy"] - found[ZERO_SHOT]["accuracy"]
     size = f"{abs(100 * change):.1f} points"
     against = {1: f"{size} more than", 0: "as many as", -1: f"{size} fewer than"}[int(np.sign(round(change, 3)))]
     sentence = (
-        f"With {shots} labelled image{'' if shots == 1 else 's'} a class, {spoken_name(method)} answers "
+        f"With {learned_from}, {spoken_name(method)} answers "
         f"{percent(accuracy)} of {found[method]['n']:,} test images correctly, {against} the hand-written prompt"
     )
     rivals = {name: each["accuracy"] for name, each in found.items() if name not in (ZERO_SHOT, method)}
@@ -47,6 +52,8 @@ def shortcomings(evaluations: Mapping[str, Any], curve: Sequence[Mapping[str, An
     0.1 points or more once rounded), and that training had not ended (`unfinished_epochs`).
     """
     found, method = evaluations["classifiers"], capital(spoken_name(evaluations["method"]))
+    if not found:
+        return _unfinished(curve)
     accuracy, best = found[evaluations["method"]]["accuracy"], best_baseline(evaluations)
     zero_shot = found[ZERO_SHOT]["accuracy"]
     sentences = []
@@ -59,14 +66,19 @@ def shortcomings(evaluations: Mapping[str, Any], curve: Sequence[Mapping[str, An
             f"{_below(method, accuracy, f'zero-shot{also}', zero_shot)}; "
             "the hand-written prompt answers better without any training."
         )
-    if epochs := unfinished_epochs(curve):
-        before, last = curve[-epochs - 1], curve[-1]
-        sentences.append(
-            f"Training had not ended: the loss was still falling over the last {_epochs(epochs)} of {len(curve)} "
-            f"(from {before['loss']:.3g} to {last['loss']:.3g}), and {percent(last['accuracy'], 0)} of the training "
-            "images were right. More epochs (train.epochs) or another train.learning_rate may give a better prompt."
-        )
-    return sentences
+    return [*sentences, *_unfinished(curve)]
+
+
+def _unfinished(curve: Sequence[Mapping[str, Any]]) -> list[str]:
+    epochs = unfinished_epochs(curve)
+    if not epochs:
+        return []
+    before, last = curve[-epochs - 1], curve[-1]
+    return [
+        f"Training had not ended: the loss was still falling over the last {_epochs(epochs)} of {len(curve)} "
+        f"(from {before['loss']:.3g} to {last['loss']:.3g}), and {percent(last['accuracy'], 0)} of the training "
+        "images were right. More epochs (train.epochs) or another train.learning_rate may give a better prompt."
+    ]
 
 
 def answer_cost(card: Mapping[str, Any]) -> str:
@@ -124,22 +136,22 @@ def _epochs(count: int) -> str:
 
 
 def pseudo_label_counts(
-    rows: Sequence[Mapping[str, Any]], class_names: Sequence[str], truth: Mapping[str, int], *, pool: int
+    named: Sequence[tuple[str, int]], class_names: Sequence[str], truth: Mapping[str, int], *, pool: int
 ) -> dict[str, Any]:
     """Images learned from by class as zero-shot called them, and how many of those whose truth is known are right.
 
-    `rows` have digest and label, `truth` is {digest: label}; `right` is None where nothing is known.
+    `named` are digests and labels, `truth` is {digest: label}; `right` is None where nothing is known.
     """
     classes: list[dict[str, Any]] = []
     for label, name in enumerate(class_names):
-        own = [row["digest"] for row in rows if row["label"] == label]
+        own = [digest for digest, its in named if its == label]
         known = [digest for digest in own if digest in truth]
         right = sum(truth[digest] == label for digest in known)
         classes.append({"name": name, "images": len(own), "known": len(known), "right": right})
     known = sum(each["known"] for each in classes)
     return {
         "pool": pool,
-        "images": len(rows),
+        "images": len(named),
         "classes": classes,
         "none": [each["name"] for each in classes if not each["images"]],
         "right": sum(each["right"] for each in classes) / known if known else None,

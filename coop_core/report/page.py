@@ -68,17 +68,17 @@ def write_report(
     DatasetError
         When an image that is to be shown cannot be read.
     """
-    names, method = evaluations["class_names"], _method(evaluations, card)
-    confusion = np.asarray(evaluations["classifiers"][evaluations["method"]]["confusion"])  # (c, c)
+    method = _method(evaluations, card)
     context = {
         **method,
-        **_findings(evaluations, curve),
-        "galleries": galleries(confusion, names, predictions, image_root),
+        "evaluations": evaluations,
+        "summary": summary(evaluations),
+        "shortcomings": shortcomings(evaluations, curve),
+        **(_findings(evaluations, predictions, image_root) if evaluations["classifiers"] else {"learned": None}),
         "figures": _figures(evaluations, [] if method["is_built"] else curve, targets or {}),
         "beyond": beyond(evaluations, targets or {}),
         "curve": curve,
         "pseudo": pseudo,
-        "confusions": _frequent_confusions(confusion, names),
         "listed_classes": _LISTED_CLASSES,
         "words": _nearest_words(words),
         "card": card,
@@ -89,13 +89,16 @@ def write_report(
     write_text(path, _environment().get_template("report.html.jinja").render(context))
 
 
-def _findings(evaluations: dict[str, Any], curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    learned = evaluations["classifiers"][evaluations["method"]]
+def _findings(
+    evaluations: dict[str, Any], predictions: Sequence[dict[str, Any]], image_root: Path
+) -> dict[str, Any]:
+    """What the sections show that a run has only when it was judged."""
+    learned, names = evaluations["classifiers"][evaluations["method"]], evaluations["class_names"]
+    confusion = np.asarray(learned["confusion"])                                  # (c, c)
     return {
-        "evaluations": evaluations,
         "learned": learned,
-        "summary": summary(evaluations),
-        "shortcomings": shortcomings(evaluations, curve),
+        "galleries": galleries(confusion, names, predictions, image_root),
+        "confusions": _frequent_confusions(confusion, names),
         "best": best_baseline(evaluations),
         "rows": _rows(evaluations),
         "confidence": _mean_confidence(learned),
@@ -149,7 +152,7 @@ def _figures(
 ) -> dict[str, dict[str, str]]:
     """Each picture as SVG by the page it is for, wide or narrow; a small one suits both. Without data, it has none."""
     found, method = evaluations["classifiers"], evaluations["method"]
-    reliability = {"reliability": method, "best_reliability": best_baseline(evaluations)}
+    reliability = {"reliability": method, "best_reliability": best_baseline(evaluations)} if found else {}
     answering = evaluations.get("answering")
     sizes = {size: _sized_figures(evaluations, curve, targets, width) for size, width in _WIDTHS.items()}
     return {
@@ -169,14 +172,14 @@ def _sized_figures(
     width: float,
 ) -> dict[str, str]:
     found, method, rows = evaluations["classifiers"], evaluations["method"], evaluations["few_shot_curve"]
-    learned, best = found[method], best_baseline(evaluations)
-    figures = {
-        "confusion": pictures.confusion_matrix(learned["confusion"], evaluations["class_names"], width=width),
-        "classes": pictures.class_accuracy_bars(
+    figures = {}
+    if found:
+        learned, best = found[method], best_baseline(evaluations)
+        figures["confusion"] = pictures.confusion_matrix(learned["confusion"], evaluations["class_names"], width=width)
+        figures["classes"] = pictures.class_accuracy_bars(
             _lowest_and_highest(learned["class_accuracy"]), found[best]["class_accuracy"],
             name=method, baseline_name=best, width=width,
-        ),
-    }  # fmt: skip
+        )  # fmt: skip
     if len(rows) > 1:
         is_drawn = best in _WITHOUT_TRAINING or any(best in row for row in rows)
         figures["few_shot"] = pictures.few_shot_curve(

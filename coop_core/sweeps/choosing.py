@@ -1,15 +1,17 @@
 """Choosing: every head on the same images -> the one to take, by validation images alone.
 
 A head that sets something by the validation images (a weight beside zero-shot, a strength of regularisation) would be
-flattered by them, so it is fitted twice: by one half of them and judged on the other. Its paired difference from the
-best, in standard errors, says whether the images tell the two apart; of those they do not, the cheapest is taken. Test
-accuracy is shown last and decides nothing.
+flattered by them, so it is fitted twice more: by one half of them and judged on the other. Its paired difference from
+the best, in standard errors, says whether the images tell the two apart; of those they do not, the cheapest is taken.
+With few validation images, heads that know no class text are out of the question beside zero-shot: by chance they look
+good on some, and published figures have them far below it there. Test accuracy is shown last and decides nothing.
 """
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +34,8 @@ HEADS: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 """What is compared unless other heads are asked for."""
 
+FEW = 20
+"""Validation images below which only heads that know class texts are in question (docs/decisions/009)."""
 _ROUNDING = 1e-9
 
 
@@ -76,16 +80,19 @@ class Candidate:
 @dataclass(frozen=True)
 class Choice:
     candidates: tuple[Candidate, ...]
-    """The best by validation first."""
+    """The best by validation first, and those that are out of the question last."""
     taken: Candidate
     behind: tuple[tuple[float, float], ...]
     """By how much each one is behind the best, and the standard error of that difference."""
+
+    out: tuple[Candidate, ...] = ()
+    """Of the candidates, those that are out of the question with so few images."""
 
     @property
     def tied(self) -> tuple[Candidate, ...]:
         """Those that the validation images do not tell from the best, which is among them."""
         its = zip(self.candidates, self.behind, strict=True)
-        return tuple(one for one, (by, error) in its if by <= error + _ROUNDING)
+        return tuple(one for one, (by, error) in its if by <= error + _ROUNDING and one not in self.out)
 
     @property
     def images(self) -> int:
@@ -93,11 +100,13 @@ class Choice:
 
 
 def choose(candidates: Sequence[Candidate]) -> Choice:
-    """The cheapest of those within one standard error of the best."""
-    ordered = tuple(sorted(candidates, key=lambda one: (-one.accuracy, one.cost)))
+    """The cheapest of those in question that are within one standard error of the best."""
+    is_few = len(candidates[0].hits) < FEW and any(one.method.name == "zero_shot" for one in candidates)
+    out = [one for one in candidates if is_few and not one.method.knows_texts]
+    ordered = tuple(sorted(candidates, key=lambda one: (one in out, -one.accuracy, one.cost)))
     behind = tuple(_behind(one, ordered[0]) for one in ordered)
-    found = Choice(ordered, ordered[0], behind)
-    return Choice(ordered, min(found.tied, key=lambda one: one.cost), behind)
+    found = Choice(ordered, ordered[0], behind, tuple(out))
+    return replace(found, taken=min(found.tied, key=lambda one: one.cost))
 
 
 def _behind(one: Candidate, best: Candidate) -> tuple[float, float]:
@@ -129,7 +138,7 @@ def try_heads(
     own = params.method
     methods = [own if method.name == own.name and not getattr(method, "fine_tune", False) else method
                for method in methods]  # fmt: skip
-    if own not in methods and own.reads == "features" and params.split.unlabelled is None:
+    if own not in methods and own.reads != "pixels" and params.split.unlabelled is None:
         methods.append(own)
     found: list[Candidate] = []
     for method in methods:
@@ -150,7 +159,7 @@ def _tried(params: Params, dataset: Dataset, runner: TrialRunner) -> Candidate:
     fit(training)
     seconds, learner = time.monotonic() - started, training.learner
     answers = answer_with(learner, class_names=materials.split.class_names)
-    probabilities = (_cross_fitted(params, materials, runner) if is_built(learner)
+    probabilities = (_cross_fitted(params, materials, runner) if sets_by_validation(params.method.name)
                      else answers.of_examples(materials.val))  # fmt: skip
     labels = materials.val.labels.cpu()
     judged = evaluate(probabilities.numpy(), labels.numpy(), materials.split.class_names)
@@ -167,6 +176,11 @@ def _tried(params: Params, dataset: Dataset, runner: TrialRunner) -> Candidate:
         is_built=is_built(learner),
         test_accuracy=float(test.double().mean()),
     )
+
+
+def sets_by_validation(method: str) -> bool:
+    """Whether a method sets something by the validation images: they are handed to its `build`."""
+    return "validation" in inspect.signature(load_method(method).build).parameters
 
 
 def _cross_fitted(params: Params, materials: Materials, runner: TrialRunner) -> Tensor:

@@ -15,10 +15,9 @@ from typing import Any
 from coop_core.errors import ParamsError
 from coop_core.files import digest_json
 from coop_core.judging.transfer import harmonic_mean
-from coop_core.params import Params, Range, SweepParams, flat, parse_params, poses_a_task
+from coop_core.params import Params, Range, SweepParams, flat, poses_a_task
+from coop_core.sweeps.space import Values, short, shown, with_values
 
-Values = dict[str, Any]
-"""By dotted parameter name, such as {"train.learning_rate": 0.02}."""
 _NO_RESULT = {"dataset.source", "features.batch_size", "engine.max_memory"}
 """Parameters that change where, how fast and in how much memory, and no result beyond rounding."""
 _TOGETHER = 4
@@ -34,7 +33,7 @@ class Trial:
 
     @cached_property
     def name(self) -> str:
-        return ", ".join([*(f"{short(k)} {_shown(v)}" for k, v in (self.task | self.choice).items()),
+        return ", ".join([*(f"{short(k)} {shown(v)}" for k, v in (self.task | self.choice).items()),
                           f"seed {self.params.seed}"])  # fmt: skip
 
     def key(
@@ -162,7 +161,7 @@ def trials(params: Params, choices: Iterable[Values]) -> list[Trial]:
     """
     sweep = require_sweep(params)
     return [
-        Trial(_with(params, {**task, **choice, "seed": seed}), task, choice)
+        Trial(with_values(params, {**task, **choice, "seed": seed}), task, choice)
         for choice in choices
         for task in tasks(sweep)
         for seed in sweep.seeds
@@ -196,30 +195,18 @@ def winner(params: Params, results: Sequence[Result]) -> Row | None:
 def winning_values(params: Params, row: Row) -> Values:
     """What to set in params.yaml so that `dvc repro` makes the winner: leaf by leaf, where it differs.
 
-    The seed stays that of params.yaml if the sweep trained with it, else it is the sweep's first.
+    A method of another name is one whole section, because what the former had besides is none of its. The seed stays
+    that of params.yaml if the sweep trained with it, else it is the sweep's first.
     """
     seeds = [result.trial.params.seed for result in row.results]
     seed = params.seed if params.seed in seeds else seeds[0]
     trained = row.results[seeds.index(seed)].trial.params
     wanted, own = flat(trained.of_run()), flat(params.of_run())
     wanted["split.curve_shots"] = [n for n in params.split.curve_shots if n < trained.split.shots]
-    return {name: value for name, value in wanted.items() if own.get(name) != value}
-
-
-def short(name: str) -> str:
-    """`train.learning_rate` -> learning_rate."""
-    return name.rpartition(".")[2]
-
-
-def columns(values: Values) -> dict[str, str]:
-    """A choice or task for a table: leaf names and shown values."""
-    return {name: _shown(value) for name, value in flat(values).items()}
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return " ".join(f"{short(name)} {_shown(one)}" for name, one in flat(value).items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if trained.method.name != params.method.name:
+        wanted = {name: value for name, value in wanted.items() if not name.startswith("method.")}
+        wanted["method"] = trained.method.model_dump()
+    return {name: value for name, value in wanted.items() if name not in own or own[name] != value}
 
 
 def _combinations(space: Mapping[str, Any]) -> list[Values]:
@@ -256,36 +243,6 @@ def _suggest(trial: Any, name: str, values: Any, whole: Collection[str]) -> Any:
     if name in whole:
         return trial.suggest_int(name, values.low, values.high, log=values.log)
     return trial.suggest_float(name, values.low, values.high, log=values.log)
-
-
-def _with(params: Params, values: Values) -> Params:
-    tree = params.model_dump(exclude={"sweep"})
-    tree["split"]["curve_shots"] = []
-    for name, value in values.items():
-        *sections, last = name.split(".")
-        node: Any = tree
-        for section in sections:
-            node = node.get(section)
-            if not isinstance(node, dict):
-                raise _unknown(name)
-        if isinstance(node.get(last), dict):
-            if not isinstance(value, dict):
-                raise ParamsError(f"sweep.space: {name} is a section, but one of its values is {value!r}: "
-                                  "write its entries (key: value)")  # fmt: skip
-            another = value.get("name", node[last].get("name")) != node[last].get("name")  # method: nothing in common
-            node[last] = value if another else node[last] | value
-        elif last not in node:
-            raise _unknown(name)
-        else:
-            node[last] = value
-    for test in tree["tests"].values():  # new classes of the data set that is learned on follow it
-        if test["source"] == params.dataset.source:
-            test["source"] = tree["dataset"]["source"]
-    return parse_params(tree, where=f"sweep.space with {_shown(values)}")
-
-
-def _unknown(name: str) -> ParamsError:
-    return ParamsError(f"sweep.space: {name} is not a parameter of params.yaml (check its spelling and its section)")
 
 
 def _get(tree: Any, name: str) -> Any:

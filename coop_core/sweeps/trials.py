@@ -4,12 +4,11 @@ What trials have in common is computed once: the backbone, each image's features
 """
 
 import dataclasses
-import fcntl
 import functools
-import tempfile
+import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,14 @@ from coop_core.data.dataset import Dataset
 from coop_core.data.split import Split, SplitImage, few_shot_split, located
 from coop_core.errors import CoopError, TrainingError
 from coop_core.features.examples import FRESH, CachedFeatures, DecodedImages
-from coop_core.features.extract import extract_features, feature_key
-from coop_core.files import digest_json, read_array
+from coop_core.features.extract import feature_key, features_in_memory
+from coop_core.files import digest_json
 from coop_core.judging import baselines
 from coop_core.judging.evaluation import evaluate
-from coop_core.judging.pseudo_labels import labelled_pool
+from coop_core.judging.pseudo_labels import Labeller, answer_pool, label_pool, pool_examples
 from coop_core.methods import Examples, Task, load_method
-from coop_core.methods.learner import first_views
-from coop_core.params import BackboneParams, Params
+from coop_core.methods.learner import first_views, projected
+from coop_core.params import BackboneParams, LabellerParams, Params
 from coop_core.preparing import prepare
 from coop_core.training import Epoch, Training, fit_together, generator_for
 from coop_core.transfer import Target, target_of
@@ -89,7 +88,7 @@ class _Prepared:
     zero_shot_accuracy: float
     backbone: Backbone
     targets: dict[str, tuple[Target, Tensor]]
-    """Further test sets by name, with the features (n, d) of their images."""
+    """Further test sets by name, with the features of their images as the method reads them: (n, d) or (n, p)."""
     roots: dict[str, Path]
     """Where their images are."""
 
@@ -155,10 +154,10 @@ class TrialRunner:
 
         def cached(images: Sequence[SplitImage], views: int = 1) -> CachedFeatures:
             features = self._features(backbone, dataset, images, params, views=views)
-            return CachedFeatures(features, _labels(images, backbone))
+            return CachedFeatures(features, torch.tensor([image.label for image in images], device=backbone.device))
 
         test = cached(split.test)
-        zero_shot = self._zero_shot(backbone, split, test)
+        zero_shot = self._zero_shot(backbone, split, test, params)
         if params.method.reads == "pixels":
             train, *others = (
                 DecodedImages(images, dataset.root, backbone.transform, backbone.device, views, params.seed)
@@ -167,11 +166,24 @@ class TrialRunner:
             return Materials(backbone, split, train, others[0], others[1], zero_shot)
         learned_from = cached(training_images, params.features.views)
         if split.is_unlabelled:
-            learned_from, _ = labelled_pool(
-                split, learned_from.features, backbone, per_class=split.shots,
-                min_confidence=params.split.min_confidence,
-            )  # fmt: skip
+            seen = projected(learned_from.features[:, 0], backbone, reads=params.method.reads)
+            answers = itertools.chain([answer_pool(split, seen, backbone)],
+                                      self._further_answers(params, dataset, split, training_images))  # fmt: skip
+            labels = label_pool(split, answers, per_class=split.shots, min_confidence=params.split.min_confidence)
+            learned_from = pool_examples(learned_from.features, labels.chosen)
         return Materials(backbone, split, learned_from, cached(split.val), test, zero_shot)
+
+    def _further_answers(
+        self, params: Params, dataset: Dataset, split: Split, images: Sequence[SplitImage]
+    ) -> Iterator[tuple[Labeller, np.ndarray]]:
+        """Of each further labeller, which is loaded when its turn comes and not kept; its answers are."""
+        for further in params.split.further_labellers:
+            def compute(further: LabellerParams = further) -> tuple[Labeller, np.ndarray]:
+                backbone = further.load(device=self.device)
+                features = self._computed(backbone, dataset, images, params, views=1)[:, 0]
+                return answer_pool(split, features, backbone, name=further.name)
+
+            yield self._keep(("answers", further, split.class_names, split.template, tuple(images)), compute)
 
     def train(self, params: Params, found: Materials, **how: Any) -> Training:
         """The training of these parameters, with its share of the device's memory; `how` goes to `prepare`."""
@@ -203,28 +215,30 @@ class TrialRunner:
     def _features(
         self, backbone: Backbone, dataset: Dataset, images: Sequence[SplitImage], params: Params, *, views: int
     ) -> Tensor:
-        """(n, views, d) on the device; one process computes at a time, the others find it done."""
-
-        def compute() -> Tensor:
-            self.store_folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.store_folder / "computing.lock").open("w")
-            with lock, tempfile.TemporaryDirectory(dir=self.store_folder) as folder:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                target = Path(folder) / "features.npy"
-                extract_features(
-                    backbone, images, root=dataset.root, target=target, store_folder=self.store_folder, views=views,
-                    seed=params.seed, batch_size=params.features.batch_size,
-                )  # fmt: skip
-                return torch.from_numpy(np.array(read_array(target))).to(backbone.device)
-
+        """As the method reads them, (n, views, d) or (n, views, p), on the device, kept."""
+        unprojected = params.method.reads == "unprojected" and backbone.projection is not None
         drawn_by = params.seed if views > 1 else None
         digest = digest_json([image.digest for image in images])
-        return self._keep(("features", feature_key(backbone), digest, views, drawn_by), compute)
+        return self._keep(
+            ("features", feature_key(backbone), digest, views, drawn_by, unprojected),
+            lambda: self._computed(backbone, dataset, images, params, views=views, unprojected=unprojected),
+        )
 
-    def _zero_shot(self, backbone: Backbone, split: Split, test: CachedFeatures) -> float:
+    def _computed(
+        self, backbone: Backbone, dataset: Dataset, images: Sequence[SplitImage], params: Params, *, views: int,
+        unprojected: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """The same, from the store on disk."""
+        return features_in_memory(
+            backbone, images, root=dataset.root, store_folder=self.store_folder, views=views, seed=params.seed,
+            batch_size=params.features.batch_size, unprojected=unprojected,
+        )  # fmt: skip
+
+    def _zero_shot(self, backbone: Backbone, split: Split, test: CachedFeatures, params: Params) -> float:
         def compute() -> float:
             classifier = baselines.zero_shot(backbone, split.class_names, split.template)
-            return float((classifier.logits(first_views(test)).argmax(1) == test.labels).float().mean())
+            features = projected(first_views(test), backbone, reads=params.method.reads)
+            return float((classifier.logits(features).argmax(1) == test.labels).float().mean())
 
         return self._keep(("zero-shot", feature_key(backbone), split.class_names, split.template, split.test_digest),
                           compute)  # fmt: skip
@@ -278,11 +292,8 @@ def _judge_target(
         return {}
     labels = torch.tensor(target.labels)
     pixels = DecodedImages(target.images, root, one.backbone.transform, one.backbone.device)
-    own = answers.probabilities(features) if answers.reads == "features" else answers.of_examples(pixels)
+    own = answers.of_examples(pixels) if answers.reads == "pixels" else answers.probabilities(features)
     zero_shot = baselines.zero_shot(one.backbone, target.class_names, target.template)
+    features = projected(features, one.backbone, reads=answers.reads)
     found = {"learned": own, "zero_shot": zero_shot.probabilities(features)}
     return {name: float((its.argmax(1).cpu() == labels).float().mean()) for name, its in found.items()}
-
-
-def _labels(images: Sequence[SplitImage], backbone: Backbone) -> Tensor:
-    return torch.tensor([image.label for image in images], dtype=torch.int64, device=backbone.device)

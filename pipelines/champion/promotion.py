@@ -71,7 +71,7 @@ def _judge(
     ours, theirs = fetch_answers(candidate, records), fetch_answers(champion, records) if champion else None
     if theirs is not None:
         require_classes(ours, theirs, may_add=not compare)
-    decision = decide(ours, theirs if compare else None, policy)
+    decision = decide(ours, theirs if compare else None, policy, may_be_unjudged=not compare)
     record_decision(candidate, _time(), decision.as_dict(), records)
     return candidate, champion, decision
 
@@ -146,9 +146,10 @@ def fetch_answers(version: RegisteredVersion, records: Records) -> Answers:
         class_names=tuple(evaluation["class_names"]),
         labels=tuple(int(row["label"]) for row in rows),
         predicted=tuple(int(row["predicted"]) for row in rows),
-        zero_shot_accuracy=evaluation["classifiers"]["zero-shot"]["accuracy"],
-        baselines={name: tuple(int(row[name]) for row in rows) for name in rows[0] if name not in _OWN_COLUMNS},
-    )
+        zero_shot_accuracy=evaluation["classifiers"].get("zero-shot", {}).get("accuracy", 0.0),
+        baselines={name: tuple(int(row[name]) for row in rows) for name in (rows[0] if rows else ())
+                   if name not in _OWN_COLUMNS},
+    )  # fmt: skip
 
 
 def _find(reference: str, records: Records) -> RegisteredVersion:

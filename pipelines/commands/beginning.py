@@ -2,14 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 _ASK_MLFLOW = {"compare", "promote", "rollback", "history", "reconcile", "gc"}
-_WAITED_FOR = _ASK_MLFLOW | {"predict", "card", "serve"}
+_WAITED_FOR = _ASK_MLFLOW | {"predict", "card", "serve", "export", "import", "doctor"}
 """Commands that a person waits for: they do not ask a silent server for minutes."""
-_ANSWER = {"predict", "serve"}
+_ANSWER = {"predict", "serve", "export"}
 """Commands that take images through a tower, one or a few at a time."""
 
 
@@ -75,3 +76,18 @@ def reachable(model: str) -> str:
     if re.fullmatch(r"(models:/)?[^/@:\s]+(@[^/@:\s]+|/\d+)", model) and not Path(model).is_dir():
         _require_mlflow()
     return model
+
+
+def asks_mlflow(name: str) -> str:
+    """An option's value as it is, once the server that it is for answers; without a value nobody is asked."""
+    if name:
+        _require_mlflow()
+    return name
+
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", callback=reachable,
+                 help="An artefact's folder, or NAME@ALIAS or NAME/VERSION in the registry."),
+]  # fmt: skip
+DEFAULT_MODEL = "artifacts/prompt"

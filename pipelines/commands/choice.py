@@ -14,7 +14,7 @@ from coop_core.judging.confidence import FEW_IMAGES
 from coop_core.methods import method_names
 from coop_core.params import Params, load_params
 from coop_core.params.recipes import apply_recipe
-from coop_core.sweeps.choosing import HEADS, Candidate, Choice, choose, try_heads
+from coop_core.sweeps.choosing import FEW, HEADS, Candidate, Choice, choose, try_heads
 from coop_core.sweeps.trials import TrialRunner
 from pipelines import console, paths
 from pipelines.settings import choose_device, load_settings
@@ -65,6 +65,7 @@ def table_of(found: Choice, params: Params, dataset: str) -> Table:
     for one, (by, error) in zip(found.candidates, found.behind, strict=True):
         is_best = one is found.candidates[0]
         behind = "best" if is_best else f"{_with_error(by, error)}{' =' if one in found.tied else '  '}"
+        behind = "-  " if one in found.out else behind
         table.add_row(
             one.name, _with_error(one.accuracy, one.standard_error), behind, f"{100 * one.calibration_error:.1f}",
             f"{one.seconds:.1f}", _answer(one), "yes" if one.rebinds else "no", f"{100 * one.test_accuracy:.1f}",
@@ -93,6 +94,9 @@ def sentence_of(found: Choice) -> str:
     else:
         said = (f"Take {name}: it is the cheapest of {others + 1} that the validation images do not tell apart "
                 "(within one standard error).")  # fmt: skip
+    if found.out:
+        said += (f" With fewer than {FEW} validation images, heads that know no class text are out of the question: "
+                 f"{', '.join(one.name for one in found.out)}.")  # fmt: skip
     if found.images < FEW_IMAGES:
         widest = 100 * max(one.standard_error for one in found.candidates)
         said += (f" {found.images} validation images decide little: an accuracy is known to \N{PLUS-MINUS SIGN}"
@@ -121,7 +125,7 @@ def _csv(found: Choice) -> str:
         {"head": one.name, "val_accuracy": one.accuracy, "standard_error": one.standard_error, "behind": by,
          "behind_standard_error": error, "val_calibration_error": one.calibration_error, "seconds": one.seconds,
          "numbers": one.numbers, "collapses": one.collapses, "rebinds": one.rebinds, "taken": one is found.taken,
-         "test_accuracy": one.test_accuracy}
+         "in_question": one not in found.out, "test_accuracy": one.test_accuracy}
         for one, (by, error) in zip(found.candidates, found.behind, strict=True)
     ]  # fmt: skip
     return table_as_csv(lines)

@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pipelines.commands.beginning import Commands, Several, reachable
+from coop_core.errors import DatasetError, GateError, ServiceError
+from pipelines.commands.beginning import DEFAULT_MODEL, Commands, Model, Several
 from pipelines.commands.choose import choose
+from pipelines.commands.doctor import doctor
+from pipelines.commands.exchange import export, import_
 from pipelines.commands.keeping import backup, gc, reconcile, restore
 from pipelines.commands.reproduce import reproduce
-from pipelines.commands.serve import serve
+from pipelines.commands.watch import watch
 
 app = typer.Typer(
     cls=Commands,
@@ -21,15 +24,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Model = Annotated[
-    str,
-    typer.Option("--model", "-m", callback=reachable,
-                 help="An artefact's folder, or NAME@ALIAS or NAME/VERSION in the registry."),
-]  # fmt: skip
-DEFAULT_MODEL = "artifacts/prompt"
-
-app.command()(choose)
+for light in (choose, watch):
+    app.command()(light)
 app.command(cls=Several)(reproduce)
+app.command(cls=Several)(export)
+app.command(name="import")(import_)
 
 
 def main() -> None:
@@ -49,9 +48,11 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Images through the image tower together.")] = 32,
 ) -> None:
     """Say what is on images: labels and probabilities."""
-    from pipelines.commands import predict as predicting
-    from pipelines.settings import choose_device, load_settings
+    from pipelines.environment import without_collecting
 
+    with without_collecting():
+        from pipelines.commands import predict as predicting
+        from pipelines.settings import choose_device, load_settings
     settings = load_settings()
     found = predicting.image_files(images)
     if note := found.note():
@@ -63,8 +64,6 @@ def predict(
         unreadable += isinstance(answer, str)
         typer.echo(predicting.as_json(file, answer) if as_json else predicting.as_line(file, answer))
     if unreadable:
-        from coop_core.errors import DatasetError
-
         raise DatasetError(f"{unreadable} of {total} images could not be read; the others are answered above")
 
 
@@ -110,6 +109,7 @@ def card(
 
     from coop_core.artifact import read_artifact
     from coop_core.report.findings import answer_cost
+    from pipelines.commands.cards import as_text
     from pipelines.commands.predict import find_artifact
     from pipelines.settings import load_settings
 
@@ -118,18 +118,17 @@ def card(
     if as_json:
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
     else:
-        typer.echo(_as_text({"answer": f"costs {answer_cost(content)} once its image is encoded", **content}))
+        typer.echo(as_text({"answer": f"costs {answer_cost(content)} once its image is encoded", **content}))
 
 
 @app.command()
 def promote(
     version: Annotated[int | None, typer.Option(min=1, help="A registered version instead of the candidate.")] = None,
     without_comparison: Annotated[
-        bool, typer.Option("--without-comparison", help="Judge against zero-shot alone, for a new test set.")
+        bool, typer.Option("--without-comparison", help="Judge against zero-shot alone, for a new test set or none.")
     ] = False,
 ) -> None:
     """Judge the candidate by the gate of params.yaml and make it champion."""
-    from coop_core.errors import GateError
     from coop_core.params import load_params
     from pipelines.champion import promotion
     from pipelines.records.server import open_records
@@ -225,7 +224,6 @@ def ui(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="On loopback; else COOP_MLFLOW_PORT.")] = None,
 ) -> None:
     """Open MLflow's pages on the tracking database, on loopback, until Ctrl-C."""
-    from coop_core.errors import ServiceError
     from pipelines.environment import LOGIN
     from pipelines.links import page
     from pipelines.services import local
@@ -241,7 +239,7 @@ def ui(
     local.show_pages(settings, port)
 
 
-app.command()(serve)
+app.command()(doctor)
 
 
 @app.command()
@@ -270,21 +268,6 @@ def status() -> None:
 
     if not local.status(load_settings()):
         raise typer.Exit(1)
-
-
-def _as_text(tree: Any, indent: str = "") -> str:
-    """A card for reading: one `key: value` a line, nested by indentation."""
-    lines = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            lines.append(f"{indent}{key}:")
-            lines.append(_as_text(value, indent + "  "))
-        elif isinstance(value, list):
-            shown = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
-            lines.append(f"{indent}{key}: {shown}")
-        elif value != {}:
-            lines.append(f"{indent}{key}: {value}")
-    return "\n".join(line for line in lines if line)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from coop_core.files import write_text
 from coop_core.params import DatasetParams, Params, load_params
 from coop_core.params.recipes import read_recipe
 from coop_core.reproduction.comparison import COLUMNS, UNAVAILABLE, Line, as_csv, as_markdown, compare, head
-from coop_core.reproduction.estimate import Size, Work, seconds_a_step, seconds_an_image, work_of
+from coop_core.reproduction.estimate import Pace, Size, Work, pace_of, seconds_an_image, work_of
 from coop_core.reproduction.figures import Published
 from coop_core.reproduction.grid import Asked, ask, sweeps
 from coop_core.sweeps.sweep import Row, rows
@@ -164,13 +164,21 @@ def _say_time(params: Params, total: Work, classes: int, settings: Settings) -> 
     if not total.trainings:
         return
     image = seconds_an_image(backbone, batch_size=min(32, params.features.batch_size))
-    step = seconds_a_step(params, backbone, classes=classes)
-    training = f"{'training through the image tower' if step is None else 'building the method'}, not estimated"
-    if step:
-        training = (f"{console.duration(step * total.steps)} of training one after another ({1000 * step:.1f} ms a "
-                    f"step with {classes} classes)")  # fmt: skip
     _say(f"time on {device}: about {console.duration(image * total.encodings)} of encoding ({1 / image:.0f} images a "
-         f"second, files not read) and {training}")  # fmt: skip
+         f"second, files not read) and {_training(pace_of(params, backbone, classes=classes), total, classes)}")
+
+
+def _training(pace: Pace, total: Work, classes: int) -> str:
+    """What all trainings take, one after another."""
+    if pace.building:
+        return (f"{console.duration(pace.building * total.trainings)} of building one after another "
+                f"({pace.building:.2g} s each with {classes} classes)")  # fmt: skip
+    kinds = [("search", pace.search_step, total.search_steps), ("training", pace.step, total.steps)]
+    each = [(kind, step, count) for kind, step, count in kinds if step]
+    times = " and ".join(f"{console.duration(step * count)} of {kind}" for kind, step, count in each)
+    steps = " and ".join(f"{1000 * step:.1f} ms a step" + (" of the search" if kind == "search" else "")
+                         for kind, step, _ in each)  # fmt: skip
+    return f"{times} one after another ({steps} with {classes} classes)"
 
 
 def _size(params: DatasetParams, settings: Settings) -> Size:

@@ -54,7 +54,7 @@ def _through_prefect(params: Params, records: Records, *, detach: bool) -> None:
 
     client.require_answer()
     name = require_sweep(params).name
-    run = client.start("sweep/sweep", parameters={"params": params.model_dump(mode="json")}, flow_run_name=name)
+    run = client.start("sweep", parameters={"params": params.model_dump(mode="json")}, flow_run_name=name)
     console.console.print(f"Prefect  {client.page(run.id)}", highlight=False, soft_wrap=True)
     if detach:
         return

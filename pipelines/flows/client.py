@@ -28,6 +28,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelling
 
 from coop_core.errors import ServiceError
+from pipelines.flows.names import on_server
 from pipelines.records.server import Records, silence
 from pipelines.records.trials import trial_states
 from pipelines.settings import is_own, load_settings, refusal
@@ -94,13 +95,11 @@ def _starting(where: str) -> str:
 
 
 def _deploying(where: str) -> str:
-    """How the flows come to a server: `make up` deploys to its own and to no other."""
-    settings = load_settings()
-    if is_own(where, settings.prefect_port):
+    """How the flows come to a server."""
+    if is_own(where, load_settings().prefect_port):
         return "`make up` deploys"
-    variables = f'PREFECT_API_URL={where} COOP_PROJECT=$PWD COOP_RETRAIN_CRON="{settings.retrain_cron}"'
-    return (f"deploy to it once, in the project's folder, with `python -m pipelines.flows.bootstrap {where}` and "
-            f"`{variables} prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml` (see infra/README.md)")
+    return ("deploy to it once, in the project's folder, with `coop up`, which starts workers here as well, or with "
+            f"`python -m pipelines.flows.bootstrap {where}` alone (see infra/README.md)")
 
 
 class DeployedTrainers:
@@ -149,7 +148,7 @@ class DeployedTrainers:
     def _start(self, groups: Sequence[Sequence[Order]], attempt: int) -> UUID:
         first, more = groups[0][0], sum(map(len, groups)) - 1
         run = start(
-            "trials/trials", parameters={"groups": [[asdict(order) for order in group] for group in groups]},
+            "trials", parameters={"groups": [[asdict(order) for order in group] for group in groups]},
             flow_run_name=first.name + (f", and {more} more" if more else ""), as_subflow=True,
             tags=[TRIALS, f"{_SWEEP}{self.sweep_run}"], idempotency_key=f"{self.sweep_run}/{first.key}/{attempt}",
         )  # fmt: skip
@@ -174,9 +173,10 @@ class DeployedTrainers:
 
 
 def start(deployment: str, *, parameters: dict[str, Any], as_subflow: bool = False, **options: Any) -> FlowRun:
-    """A run of a deployment, put into its pool's queue; `options` as `prefect.deployments.run_deployment` has them."""
+    """A run of this project's deployment, put into its pool's queue; `options` are those of `run_deployment`."""
+    name = on_server(deployment)
     with connection():
-        run = run_deployment(deployment, parameters=parameters, timeout=0, as_subflow=as_subflow, **options)
+        run = run_deployment(f"{name}/{name}", parameters=parameters, timeout=0, as_subflow=as_subflow, **options)
     return cast(FlowRun, run)
 
 

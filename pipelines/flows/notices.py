@@ -14,7 +14,8 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
 from coop_core.errors import ServiceError
-from pipelines.services.announcing import CHAMPION_CHANGED, GATE_REFUSED
+from pipelines.flows.names import on_server
+from pipelines.services.announcing import CHAMPION_CHANGED, GATE_REFUSED, MODEL
 
 BLOCK = "coop-notify"
 _SAID = {  # automation: the events, and what of them is said; both in Prefect's templates
@@ -42,8 +43,9 @@ def arrange(client: SyncPrefectClient, address: str | None) -> None:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ServiceError("COOP_NOTIFY_URL is no address: write https://HOST/PATH, or remove it")
-    block = Webhook(url=address, headers={"Content-Type": "application/json"}).save(BLOCK, overwrite=True)
-    for name, (events, text) in _SAID.items():
+    block = Webhook(url=address, headers={"Content-Type": "application/json"}).save(on_server(BLOCK), overwrite=True)
+    for short, (events, text) in _SAID.items():
+        name = on_server(short)
         wanted = AutomationCore(
             name=name,
             description="Sends JSON with `text` to COOP_NOTIFY_URL; `make up` keeps it as it is.",
@@ -60,10 +62,11 @@ def arrange(client: SyncPrefectClient, address: str | None) -> None:
 def _trigger(events: set[str]) -> EventTrigger:
     """Each such event by itself; of flow runs only those that retrain or promote."""
     of_runs = any(event.startswith("prefect.") for event in events)
-    flows = {"prefect.resource.role": "flow", "prefect.resource.name": ["*retrain", "*promote"]}
+    flows = {"prefect.resource.role": "flow", "prefect.resource.name": [on_server("retrain"), on_server("promote")]}
+    resources = "prefect.flow-run.*" if of_runs else f"{on_server(MODEL)}.*"
     return EventTrigger(
         expect=events,
-        match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*" if of_runs else "coop.model.*"}),
+        match=ResourceSpecification({"prefect.resource.id": resources}),
         match_related=ResourceSpecification(flows if of_runs else {}),
         posture=Posture.Reactive,
         threshold=1,
@@ -72,10 +75,10 @@ def _trigger(events: set[str]) -> EventTrigger:
 
 def _remove(client: SyncPrefectClient) -> None:
     for name in _SAID:
-        for found in client.read_automations_by_name(name):
+        for found in client.read_automations_by_name(on_server(name)):
             client.delete_automation(found.id)
     try:
-        block = client.read_block_document_by_name(BLOCK, "webhook")
+        block = client.read_block_document_by_name(on_server(BLOCK), "webhook")
     except ObjectNotFound:
         return
     client.delete_block_document(block.id)

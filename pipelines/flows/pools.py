@@ -1,6 +1,7 @@
 """Pools: a Prefect server -> one that has our work pools and ends runs whose process is gone; again changes nothing."""
 
 from datetime import timedelta
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -14,7 +15,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
@@ -23,6 +24,7 @@ from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
 from coop_core.errors import ServiceError
+from pipelines.flows.names import on_server
 from pipelines.flows.notices import arrange
 from pipelines.settings import refusal
 
@@ -30,7 +32,9 @@ POOLS = {
     "cpu": "Flows that wait for others and work that needs no accelerator.",
     "gpu": "Trials: one worker a device, one run at a time each.",
 }
-CRASH_ZOMBIES = "crash-zombies"
+CRASH_ZOMBIES, RETRAIN_ON_DRIFT = "crash-zombies", "retrain-on-drift"
+DRIFT, WATCHED = "coop.drift", "coop.model"
+"""What the flow `watch` calls its event, and what the name of the model it is about begins with."""
 SILENCE = timedelta(seconds=90)
 """Three heartbeats of the workers that `make up` starts."""
 
@@ -49,8 +53,9 @@ def bootstrap(api_url: str, *, notify_url: str | None = None, without_workers: b
     try:
         with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
             for name, description in POOLS.items():
-                _ensure_pool(client, name, description)
-            _ensure_automation(client)
+                _ensure_pool(client, on_server(name), description)
+            _ensure_automation(client, zombie_automation())
+            _ensure_automation(client, drift_automation(_retraining(client)))
             arrange(client, notify_url)
             if without_workers:
                 _crash_lost_runs(client)
@@ -82,6 +87,31 @@ def zombie_automation() -> AutomationCore:
     )
 
 
+def drift_automation(retraining: UUID) -> AutomationCore:
+    """Run the deployment `retrain`, of which this is the id, when the flow `watch` says that images differ."""
+    return AutomationCore(
+        name=on_server(RETRAIN_ON_DRIFT),
+        description="Retrains when what the champion is sent differs from its test images; the gate decides as ever.",
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": [f"{on_server(WATCHED)}.*"]}),
+            expect={DRIFT},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[RunDeployment(source="selected", deployment_id=retraining)],
+    )
+
+
+def _retraining(client: SyncPrefectClient) -> UUID:
+    """The id of the deployment `retrain`, which it keeps when it is deployed: made now where it is not there yet."""
+    name = on_server("retrain")
+    try:
+        return client.read_deployment_by_name(f"{name}/{name}").id
+    except ObjectNotFound:
+        return client.create_deployment(client.create_flow_from_name(name), name, work_pool_name=on_server("cpu"))
+
+
 def _ensure_pool(client: SyncPrefectClient, name: str, description: str) -> None:
     try:
         client.read_work_pool(name)
@@ -91,8 +121,8 @@ def _ensure_pool(client: SyncPrefectClient, name: str, description: str) -> None
         client.create_work_pool(pool)
 
 
-def _ensure_automation(client: SyncPrefectClient) -> None:
-    wanted, found = zombie_automation(), client.read_automations_by_name(CRASH_ZOMBIES)
+def _ensure_automation(client: SyncPrefectClient, wanted: AutomationCore) -> None:
+    found = client.read_automations_by_name(wanted.name)
     if not found:
         client.create_automation(wanted)
     elif (found[0].trigger, found[0].actions) != (wanted.trigger, wanted.actions):
@@ -105,7 +135,7 @@ def _crash_lost_runs(client: SyncPrefectClient) -> None:
     types = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
     state = FlowRunFilterState(type=FlowRunFilterStateType(any_=types),
                                name=FlowRunFilterStateName(not_any_=["Suspended"]))  # fmt: skip
-    pools = WorkPoolFilter(name=WorkPoolFilterName(any_=list(POOLS)))
+    pools = WorkPoolFilter(name=WorkPoolFilterName(any_=[on_server(name) for name in POOLS]))
     while runs := client.read_flow_runs(flow_run_filter=FlowRunFilter(state=state), work_pool_filter=pools):
         for run in runs:
             client.set_flow_run_state(run.id, Crashed(message="its process is gone"), force=True)

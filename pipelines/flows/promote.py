@@ -15,6 +15,7 @@ from pipelines.champion.promotion import promote as promote_now
 from pipelines.champion.retraining import judged, judgement
 from pipelines.console import prepare
 from pipelines.flows.lifeline import end_with_worker
+from pipelines.flows.names import on_server
 from pipelines.records.registry import CHAMPION, find_version, mark_judged
 from pipelines.records.server import Records, open_records
 from pipelines.services.announcing import GATE_REFUSED, announce
@@ -36,7 +37,7 @@ class Approval(RunInput):
         return f"claimed: {name}" if name else "claimed: a person, in Prefect"
 
 
-@flow(name="promote", log_prints=False)
+@flow(name=on_server("promote"), log_prints=False)
 def promote(version: int | None = None) -> str:
     """Judge a version (the candidate unless a number is given) and promote it if the gate and a person let it pass."""
     prepare()

@@ -4,12 +4,13 @@ from prefect import flow, get_run_logger
 
 from pipelines.console import prepare
 from pipelines.flows.client import cancel_orphans
+from pipelines.flows.names import on_server
 from pipelines.records.server import open_records
 from pipelines.records.trials import reconcile as reconcile_runs
 from pipelines.services.workspace import mend_workspace
 
 
-@flow(name="reconcile", log_prints=False)
+@flow(name=on_server("reconcile"), log_prints=False)
 def reconcile() -> dict[str, list[str]]:
     """Close MLflow runs without a heartbeat, cancel trials whose sweep has ended, and mend what a kill left of DVC."""
     prepare()

@@ -17,6 +17,7 @@ from pipelines import paths
 from pipelines.console import prepare
 from pipelines.flows.client import PROGRESS, DeployedTrainers, cancel_orphans
 from pipelines.flows.lifeline import end_with_worker
+from pipelines.flows.names import on_server
 from pipelines.records.server import open_records
 from pipelines.records.trials import sweep_links
 from pipelines.sweeps.outcome import Standing
@@ -26,7 +27,7 @@ from pipelines.sweeps.view import as_markdown, details
 _SHOWN_SECONDS = 3.0
 
 
-@flow(name="sweep", log_prints=False)
+@flow(name=on_server("sweep"), log_prints=False)
 def sweep(params: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run the sweep of `params` (a whole params.yaml as JSON), or of this workspace's params.yaml -> what won."""
     prepare()

@@ -8,12 +8,13 @@ from pipelines import paths
 from pipelines.console import prepare
 from pipelines.environment import service_name
 from pipelines.flows.lifeline import end_with_worker
+from pipelines.flows.names import on_server
 from pipelines.records.server import open_records
 from pipelines.sweeps.trainer import Order
 from pipelines.sweeps.trainers import LocalTrainers, Slot
 
 
-@flow(name="trials", log_prints=False)
+@flow(name=on_server("trials"), log_prints=False)
 def trials(groups: list[list[dict[str, Any]]]) -> dict[str, str]:
     """Train each group side by side -> reasons of those that failed, by trial key. What they score is in MLflow."""
     prepare()

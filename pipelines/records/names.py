@@ -34,8 +34,8 @@ def find_model_name(settings: Settings) -> str | None:
     return str(read_json(paths.TRACKED)["model_name"])
 
 
-def name_after(dataset_name: str) -> str:
-    """`coop-` and a data set's name in a-z, 0-9 and dashes: versions of one model answer one question.
+def name_after(dataset_name: str, *, project: str | None = None) -> str:
+    """`coop-` or `PROJECT-`, and a data set's name in a-z, 0-9 and dashes: versions of one model answer one question.
 
     Letters that have no such form are told apart by a digest, so that no two data sets share a model by accident.
     """
@@ -43,4 +43,4 @@ def name_after(dataset_name: str) -> str:
     words = re.sub(r"[^a-z0-9]+", "-", "".join(c for c in plain if not unicodedata.combining(c))).strip("-")
     lost = any(c.isalnum() and not c.isascii() for c in plain) or not words or len(words) > _LENGTH
     digest = [hashlib.sha256(dataset_name.encode("utf-8", "backslashreplace")).hexdigest()[:8]] if lost else []
-    return "-".join(filter(None, ["coop", words[:_LENGTH].strip("-"), *digest]))
+    return "-".join(filter(None, [project or "coop", words[:_LENGTH].strip("-"), *digest]))

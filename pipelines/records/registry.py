@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coop_core.errors import ArtifactError
+from coop_core.errors import ArtifactError, GateError
 from pipelines.records.claims import Claim
+from pipelines.records.local_versions import find_locally
 from pipelines.records.server import Records
 
 log = logging.getLogger(__name__)
@@ -23,25 +24,31 @@ MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
 
 def fetch_prompt(reference: str, records: Records, target: Path) -> Path:
-    """`name@alias` or `name/version` in the registry -> the artefact's folder, downloaded into `target`."""
+    """`name@alias` or `name/version` in the registry -> the artefact's folder to read from, in `target` where it had to
+    be downloaded."""
     missing = f"no model {reference} in the registry at {records.address}"
     if not re.fullmatch(r"(models:/)?[^/@:\s]+(@[^/@:\s]+|/\d+)", reference):
         raise ArtifactError(f"{missing}: write NAME@ALIAS or NAME/VERSION")
+    folder = find_locally(reference, records.settings) or _download(reference, records, target, missing=missing)
+    cards = sorted(folder.glob("artifacts/*/card.json"))
+    if not cards:
+        raise ArtifactError(f"model {reference} holds no prompt artefact: it was not registered by this product")
+    return cards[0].parent
+
+
+def _download(reference: str, records: Records, target: Path, *, missing: str) -> Path:
+    """The model's whole folder by MLflow's client."""
     with records.asked():
         import mlflow
         from mlflow.exceptions import MlflowException
 
         try:
             uri = f"models:/{reference.removeprefix('models:/')}"
-            folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(target)))
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(target)))
         except MlflowException as error:
             if error.error_code not in MISSING:
                 raise
             raise ArtifactError(f"{missing}: {' '.join(str(error).split())[:200]}") from None
-    cards = sorted(folder.glob("artifacts/*/card.json"))
-    if not cards:
-        raise ArtifactError(f"model {reference} holds no prompt artefact: it was not registered by this product")
-    return cards[0].parent
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,19 @@ def find_version(reference: str, records: Records) -> RegisteredVersion | None:
 
 
 def fetch_evaluation(version: RegisteredVersion, records: Records, target: Path) -> Path:
-    """What the version's run recorded of its test images -> a folder below `target`."""
-    with records.asked():
+    """What the version's run recorded of its test images -> a folder below `target`.
+
+    Raises
+    ------
+    GateError
+        When it recorded nothing, as for a prompt that was imported.
+    """
+    with records.asked() as client:
         import mlflow
 
+        if not client.list_artifacts(version.run_id, "evaluation"):
+            raise GateError(f"version {version.number} has no answers to test images on record, so the gate cannot "
+                            "judge it: train and evaluate one on the project's images with `dvc repro`")  # fmt: skip
         uri = f"runs:/{version.run_id}/evaluation"
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(target)))
 

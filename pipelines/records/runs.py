@@ -86,7 +86,8 @@ def track(record: RunRecord, records: Records) -> Tracked:
         import mlflow
 
         experiment_id = records.find_experiment(client, records.experiment)
-        name = records.settings.registered_model or name_after(record.tags["dataset"])
+        settings = records.settings
+        name = settings.registered_model or name_after(record.tags["dataset"], project=settings.project_name)
         earlier = _find(client, experiment_id, record.key, name)
         if earlier is not None:
             log.info("this run is on record already: %s", earlier.info.run_id)

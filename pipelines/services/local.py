@@ -6,8 +6,6 @@ servers answer nobody without the login of the services' folder: whoever may use
 
 import hashlib
 import os
-import platform
-import re
 import socket
 import subprocess
 import sys
@@ -27,7 +25,6 @@ from coop_core.errors import ServiceError
 from pipelines.console import console
 from pipelines.environment import (
     LOGIN,
-    LOOPBACK,
     find_login,
     inherited_environment,
     mlflow_server_secrets,
@@ -35,64 +32,29 @@ from pipelines.environment import (
     prepare_login,
     service_environment,
     service_secrets,
-    visible_devices,
+    without_secrets,
 )
 from pipelines.links import answering, page
 from pipelines.services import supervision
+from pipelines.services.planning import (
+    ASKED_OF_MLFLOW,
+    ASKED_OF_PREFECT,
+    database_address,
+    find_devices,
+    mlflow_address,
+    mlflow_server,
+    plan,
+    prefect_address,
+    serves_mlflow,
+    serves_prefect,
+)
 from pipelines.services.supervision import Service, fault, last_words, log_file
 from pipelines.services.workspace import mend_workspace
-from pipelines.settings import Settings, is_own, store_address, tracking_login
+from pipelines.settings import Settings, prefect_login, store_address, store_keys, tracking_login
 
 DEPLOYMENTS = Path("infra/prefect.yaml")
 READY_WITHIN = 120
 """Seconds for a service to be well."""
-_ASKED_OF_PREFECT = "/api/admin/version"
-"""Whatever the server itself calls its health, it tells to anybody."""
-_ASKED_OF_MLFLOW = "/api/2.0/mlflow/experiments/search?max_results=1"
-
-
-def plan(settings: Settings, devices: Sequence[str]) -> list[Service]:
-    """The services that these settings ask for, servers first; one GPU worker a device, or one without any."""
-    python, prefect, mlflow = sys.executable, _prefect(settings), _mlflow(settings)
-    prefect_start = (python, "-m", "prefect", "server", "start",
-                     "--host", "127.0.0.1", "--port", str(settings.prefect_port))  # fmt: skip
-    found = [Service("prefect-server", prefect_start, port=settings.prefect_port, health=prefect + _ASKED_OF_PREFECT)]
-    if _serves_mlflow(settings):
-        database = _database(settings)
-        store = ("--backend-store-uri", f"sqlite:///{database}",
-                 # Files lie where everybody on this machine finds them, with the server or without.
-                 "--default-artifact-root", (database.parent / "mlruns").as_uri(), "--no-serve-artifacts")  # fmt: skip
-        found.append(Service("mlflow-server", (*_mlflow_server(settings.mlflow_port), *store),
-                             mlflow_users(settings.services_folder.absolute()), port=settings.mlflow_port,
-                             health=mlflow + _ASKED_OF_MLFLOW))  # fmt: skip
-    serve = (python, "-m", "pipelines.commands.cli", "serve", "--port", str(settings.serve_port))
-    found.append(Service("serve", serve, port=settings.serve_port, health=f"{answering(settings)}/health"))
-    found.append(Service("cpu-worker", _worker("cpu", "cpu")))
-    for i, device in enumerate(devices):
-        # The worker sees one device alone, so that COOP_DEVICE=cuda:3 would be out of range.
-        alone = {"CUDA_VISIBLE_DEVICES": device, "COOP_DEVICE": "cuda"}
-        found.append(Service(f"gpu-worker-{i}", (*_worker("gpu", f"gpu-{i}"), "--limit", "1"), alone))
-    if not devices:
-        found.append(Service("gpu-worker-0", (*_worker("gpu", "gpu-0"), "--limit", "1")))
-    return found
-
-
-def find_devices(settings: Settings) -> list[str]:
-    """The CUDA devices to work on, as CUDA_VISIBLE_DEVICES names them."""
-    kind, _, index = settings.device.partition(":")
-    if kind == "cpu" or index:
-        return [index] if index else []
-    limited = visible_devices()
-    if limited is not None:
-        return limited
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        import torch
-
-        return [str(i) for i in range(torch.cuda.device_count())]
-    return re.findall(r"^GPU (\d+):", listed, re.MULTILINE)
-
 
 def up(settings: Settings) -> None:
     """Start what does not run, wait until it is well, deploy the flows; a start that fails leaves nothing running.
@@ -108,18 +70,43 @@ def up(settings: Settings) -> None:
     folder = settings.services_folder.absolute()
     services = plan(settings, find_devices(settings))
     environment = service_environment(
-        folder, prefect_api_url=f"{_prefect(settings)}/api", tracking_uri=_mlflow(settings)
+        folder, prefect_api_url=f"{prefect_address(settings)}/api", tracking_uri=mlflow_address(settings)
     )
-    with supervision.alone(folder), ExitStack() as undo:
+    with supervision.alone(folder):
         login = prepare_login(folder)
         secrets = _secrets(settings, login)
-        # Secrets are handed on, not written down; their digest, which the random login salts, tells of a change.
-        digest = hashlib.sha256(repr(sorted(secrets.items())).encode()).hexdigest()
-        text = supervision.configuration(services, folder, environment) + f"; {digest}\n"
-        environment |= secrets
-        supervisor, flags = supervision.connect(folder), []
+        try:
+            _start(settings, services, folder, environment, secrets)
+        except ServiceError as error:  # it may quote a log, and that an address of a database
+            raise ServiceError(without_secrets(str(error), secrets)) from None
+    text = f"""
+Prefect  {prefect_address(settings)}
+MLflow   {page(settings, "experiments")}
+answers  {answering(settings)} (once there is a champion)
+login    {_whose_login(settings)}
+logs     {settings.services_folder / "logs"}"""
+    if settings.prefect_api_url is None:
+        text += f"""
+
+For `coop sweep` to use the workers, put into .env:
+COOP_PREFECT_API_URL={prefect_address(settings)}/api"""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _start(
+    settings: Settings, services: Sequence[Service], folder: Path, environment: dict[str, str], secrets: dict[str, str]
+) -> None:
+    """Bring all up in order; a start that fails ends what it began."""
+    # Secrets are handed on, not written down; their digest, which the random login salts, tells of a change.
+    digest = hashlib.sha256(repr(sorted(secrets.items())).encode()).hexdigest()
+    text = supervision.configuration(services, folder, environment) + f"; {digest}\n"
+    environment = environment | secrets
+    login, flags = find_login(folder) or "", ["--without-deployments"]
+    with ExitStack() as undo:
+        supervisor = supervision.connect(folder)
         if supervisor is None:
-            flags = ["--without-workers"]
+            if serves_prefect(settings):  # on a server of the team, others' workers are alive
+                flags.append("--without-workers")
             supervision.end_processes(folder)
             _require_ports(services)
             undo.callback(supervision.stop, folder)
@@ -129,22 +116,18 @@ def up(settings: Settings) -> None:
         else:
             console.print("the services are up already; what is missing is repaired")
         _bring_up(supervisor, [service for service in services if service.port is not None], folder, login)
-        _call("bootstrap", "-m", "pipelines.flows.bootstrap", f"{_prefect(settings)}/api", *flags,
+        _call("bootstrap", "-m", "pipelines.flows.bootstrap", f"{prefect_address(settings)}/api", *flags,
               folder=folder, environment=environment)  # fmt: skip
         _bring_up(supervisor, [service for service in services if service.port is None], folder, login)
         undo.pop_all()
-        _call("deploy", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(DEPLOYMENTS),
-              folder=folder, environment=environment | _placeholders(settings))  # fmt: skip
-    text = f"""
-Prefect  {_prefect(settings)}
-MLflow   {page(settings, "experiments")}
-answers  {answering(settings)} (once there is a champion)
-login    NAME:PASSWORD stands in {settings.services_folder / LOGIN}; Prefect's page takes it whole
-logs     {settings.services_folder / "logs"}
+    _call("deploy", "-m", "pipelines.flows.deploying", folder=folder, environment=environment)
 
-For `coop sweep` to use the workers, put into .env:
-COOP_PREFECT_API_URL={_prefect(settings)}/api"""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+def _whose_login(settings: Settings) -> str:
+    own = f"NAME:PASSWORD stands in {settings.services_folder / LOGIN}"
+    if serves_prefect(settings):
+        return f"{own}; Prefect's page takes it whole"
+    return own if serves_mlflow(settings) else "that of your servers"
 
 
 def down(settings: Settings) -> None:
@@ -178,15 +161,26 @@ def status(settings: Settings) -> bool:
         address = f"http://{urlsplit(servers[name]).netloc}" if runs and name in servers else ""
         place = address or str(log_file(settings.services_folder, name))
         table.add_row(name, state, str(info["pid"] or "-"), since, place, style=None if runs else "red")
-    if not _serves_mlflow(settings):
-        wrong = fault(_mlflow(settings) + _ASKED_OF_MLFLOW, ":".join(tracking_login(settings) or ()))
+    for server, address, wrong in _servers_elsewhere(settings):
         well &= not wrong
-        table.add_row("MLflow", wrong or "running", "-", "-", _mlflow(settings), style="red" if wrong else None)
+        table.add_row(server, wrong or "running", "-", "-", address, style="red" if wrong else None)
     console.print(table)
     console.print(f"MLflow's pages: {page(settings, 'experiments')}", highlight=False, soft_wrap=True)
     if not well:
         console.print("not all is well: the logs say why, and `make up` repairs what it can", highlight=False)
     return well
+
+
+def _servers_elsewhere(settings: Settings) -> list[tuple[str, str, str]]:
+    """Servers that are not ours: name, address, and what is wrong."""
+    found = []
+    if not serves_prefect(settings):
+        address = prefect_address(settings)
+        found.append(("Prefect", address, fault(address + ASKED_OF_PREFECT, prefect_login(settings))))
+    if not serves_mlflow(settings):
+        address = mlflow_address(settings)
+        found.append(("MLflow", address, fault(address + ASKED_OF_MLFLOW, ":".join(tracking_login(settings) or ()))))
+    return found
 
 
 def show_pages(settings: Settings, port: int) -> NoReturn:
@@ -195,7 +189,7 @@ def show_pages(settings: Settings, port: int) -> NoReturn:
     with supervision.alone(folder):
         login = prepare_login(folder)
     store = {"MLFLOW_BACKEND_STORE_URI": store_address(settings)}  # not on the command line: it may hold a password
-    command, own = _mlflow_server(port), mlflow_users(folder) | mlflow_server_secrets(login)
+    command, own = mlflow_server(port), mlflow_users(folder) | mlflow_server_secrets(login)
     os.execve(command[0], command, inherited_environment() | store | own)
 
 
@@ -252,48 +246,11 @@ def _require_ports(services: Sequence[Service]) -> None:
 
 
 def _secrets(settings: Settings, login: str) -> dict[str, str]:
+    """What the services are handed beside their environment: logins, keys, and where records are kept."""
     name, _, password = login.partition(":")
-    tracking = (name, password) if _serves_mlflow(settings) else tracking_login(settings)
-    return service_secrets(login, tracking) | mlflow_server_secrets(login)
-
-
-def _mlflow_server(port: int) -> tuple[str, ...]:
-    """MLflow's server on loopback, for whoever has the login, under no other name and for no other page."""
-    hosts = [f"{host}:{port}" for host in LOOPBACK]
-    return (sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-            "--app-name", "basic-auth", "--allowed-hosts", ",".join(hosts),
-            "--cors-allowed-origins", ",".join(f"http://{host}" for host in hosts))  # fmt: skip
-
-
-def _worker(pool: str, name: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process",
-            "--name", f"{platform.node()}-{name}", "--install-policy", "never")  # fmt: skip
-
-
-def _placeholders(settings: Settings) -> dict[str, str]:
-    """What infra/prefect.yaml leaves open."""
-    return {"COOP_PROJECT": str(Path.cwd()), "COOP_RETRAIN_CRON": settings.retrain_cron}
-
-
-def _prefect(settings: Settings) -> str:
-    return f"http://127.0.0.1:{settings.prefect_port}"
-
-
-def _serves_mlflow(settings: Settings) -> bool:
-    """Whether MLflow's server is ours: the settings name a file, or the very address that ours has."""
-    return not settings.tracking_uri.startswith("http") or is_own(settings.tracking_uri, settings.mlflow_port)
-
-
-def _mlflow(settings: Settings) -> str:
-    """The server of `make up`, or the one that the settings name."""
-    return f"http://127.0.0.1:{settings.mlflow_port}" if _serves_mlflow(settings) else settings.tracking_uri.rstrip("/")
-
-
-def _database(settings: Settings) -> Path:
-    """The SQLite file of the settings; the project's folder is the current one."""
-    if settings.tracking_uri.startswith("http"):
-        return Path("mlflow.db").absolute()
-    scheme, path = settings.tracking_uri.split(":")[0], settings.tracking_uri.removeprefix("sqlite:///")
-    if path in ("", settings.tracking_uri):
-        raise ServiceError(f"COOP_TRACKING_URI is a {scheme} address: `make up` takes sqlite:///FILE or http://SERVER")
-    return Path(path).absolute()
+    prefect = login if serves_prefect(settings) else prefect_login(settings)
+    found = store_keys(settings)
+    if not serves_mlflow(settings):
+        return found | service_secrets(login, prefect, tracking_login(settings))
+    found["MLFLOW_BACKEND_STORE_URI"] = database_address(settings)
+    return found | service_secrets(login, prefect, (name, password)) | mlflow_server_secrets(login)

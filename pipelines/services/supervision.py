@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.parse import urlsplit
+from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 from xmlrpc.client import Fault, ServerProxy
 
 import psutil
@@ -27,7 +28,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from coop_core.errors import ServiceError
 from pipelines import locks
-from pipelines.environment import SERVICE_OF, inherited_environment, write_private
+from pipelines.environment import LOOPBACK, SERVICE_OF, inherited_environment, write_private
 
 CONFIGURATION, PID = "supervisord.conf", "supervisord.pid"
 STOPPED_WITHIN = 10
@@ -108,7 +109,7 @@ def fault(url: str, login: str | None) -> str:
     if login:
         request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
     try:
-        with build_opener(ProxyHandler({})).open(request, timeout=5):
+        with opener(url).open(request, timeout=5):
             return ""
     except HTTPError as error:
         error.close()
@@ -116,6 +117,11 @@ def fault(url: str, login: str | None) -> str:
         return meaning.get(error.code, f"answers {error.code}")
     except OSError:
         return "no answer"
+
+
+def opener(url: str) -> OpenerDirector:
+    """Who asks an address: through a person's proxy, but never loopback."""
+    return build_opener(*([ProxyHandler({})] if urlsplit(url).hostname in LOOPBACK else []))
 
 
 def log_file(folder: Path, name: str) -> Path:

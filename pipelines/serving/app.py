@@ -24,6 +24,7 @@ from pipelines.serving.guard import Guard
 from pipelines.serving.metrics import CONTENT_TYPE, Metrics
 from pipelines.serving.model import scoring_app
 from pipelines.serving.problems import problem
+from pipelines.serving.recorder import Recorder
 from pipelines.serving.versions import Champion
 
 
@@ -37,8 +38,10 @@ class Limits:
     """Requests that may wait for their answers."""
 
 
-def make_app(champion: Champion, metrics: Metrics, *, limits: Limits, token: str | None) -> ASGIApp:
-    """The whole application; it watches the champion from its start to its end."""
+def make_app(
+    champion: Champion, metrics: Metrics, *, limits: Limits, token: str | None, recorder: Recorder | None = None
+) -> ASGIApp:
+    """The whole application; it watches the champion from its start to its end, and ends the recorder with itself."""
     batcher = Batcher(size=limits.batch_size, wait_seconds=limits.wait_seconds, told=metrics.batch.observe)
 
     @asynccontextmanager
@@ -49,6 +52,8 @@ def make_app(champion: Champion, metrics: Metrics, *, limits: Limits, token: str
         yield
         champion.stop()
         batcher.close()
+        if recorder is not None:
+            recorder.close()
 
     async def ready(request: Request) -> Response:
         version = champion.current
@@ -56,7 +61,7 @@ def make_app(champion: Champion, metrics: Metrics, *, limits: Limits, token: str
             return problem(503, "no version answers yet", retry_after="5")
         return PlainTextResponse(f"version {version.number} answers\n", headers={VERSION_HEADER: version.number})
 
-    answers = Entrance(scoring_app(batcher, metrics), champion, metrics, queue=limits.queue)
+    answers = Entrance(scoring_app(batcher, metrics, recorder), champion, metrics, queue=limits.queue)
     routes = [
         Route("/", _page()),
         Route("/health", _alive),

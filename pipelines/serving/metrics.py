@@ -28,6 +28,8 @@ class Metrics:
         self.version = Gauge("coop_version", "1 for the version that answers.", ["version"], registry=own)
         self.reloads = Counter("coop_reloads", "Versions that were loaded, or failed to.", ["outcome"], registry=own)
         self.unreachable = Counter("coop_registry_faults", "Looks at the registry without an answer.", registry=own)
+        self.records = Counter("coop_records", "Answers that were to be recorded.", ["outcome"], registry=own)
+        self.recording = Gauge("coop_recording", "1 while answers are recorded, 0 while they are not.", registry=own)
         for outcome in ("done", "failed"):
             self.reloads.labels(outcome)                                          # so that 0 is shown
         for why in ("no version", "queue full", "body too large", "body too slow", "no token", "another page"):

@@ -20,6 +20,7 @@ from pipelines.records.prompt_model import COLUMNS, checked_top, files_of, row
 from pipelines.records.served import signature
 from pipelines.serving.batching import Batcher
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.recorder import Recorder
 from pipelines.serving.versions import Version
 
 log = logging.getLogger(__name__)
@@ -40,15 +41,15 @@ class Call:
 CALL: ContextVar[Call] = ContextVar("CALL")
 
 
-def scoring_app(batcher: Batcher, metrics: Metrics) -> Any:
+def scoring_app(batcher: Batcher, metrics: Metrics, recorder: Recorder | None = None) -> Any:
     """MLflow's ASGI application; `CALL` must be set around each request."""
     logging.getLogger(scoring_server.__name__).setLevel(logging.ERROR)            # a bad body is its sender's to hear
-    return scoring_server.init(PyFuncModel(Model(signature=signature()), _Answers(batcher, metrics)))
+    return scoring_server.init(PyFuncModel(Model(signature=signature()), _Answers(batcher, metrics, recorder)))
 
 
 class _Answers:
-    def __init__(self, batcher: Batcher, metrics: Metrics) -> None:
-        self._batcher, self._metrics = batcher, metrics
+    def __init__(self, batcher: Batcher, metrics: Metrics, recorder: Recorder | None) -> None:
+        self._batcher, self._metrics, self._recorder = batcher, metrics, recorder
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """As a registered version answers, with the column `version` beside."""
@@ -59,7 +60,8 @@ class _Answers:
             )
         try:
             waiting = [self._ask(file, call.version) for file in files]
-            rows = [row(self._answer(found, top)) for found in waiting]
+            rows = [row(self._answer(found, file, call.version, top))
+                    for found, file in zip(waiting, files, strict=True)]  # fmt: skip
         except Exception:
             call.failed = True
             log.exception("version %s failed to answer", call.version.number)
@@ -73,11 +75,15 @@ class _Answers:
         view = version.predictor.view(file)
         return str(view) if isinstance(view, Exception) else self._batcher.submit(version.predictor, view)
 
-    def _answer(self, found: Future[Prediction] | str, top: int | None) -> Prediction | str:
-        if isinstance(found, str):
+    def _answer(
+        self, found: Future[Prediction] | str, file: bytes | str, version: Version, top: int | None
+    ) -> Prediction | str:
+        if isinstance(found, str) or isinstance(file, str):
             self._metrics.images.labels("unreadable").inc()
-            return found
+            return str(found)
         all_classes = found.result()
         self._metrics.images.labels("answered" if all_classes.answer is not None else "abstained").inc()
         self._metrics.probability.observe(all_classes.probabilities[0])
+        if self._recorder is not None:
+            self._recorder.put(version, file, all_classes)
         return replace(all_classes, labels=all_classes.labels[:top], probabilities=all_classes.probabilities[:top])

@@ -9,6 +9,7 @@ from coop_core.errors import ServiceError
 from pipelines.environment import LOOPBACK
 from pipelines.serving.app import Limits, make_app
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.recorder import Recorder
 from pipelines.serving.versions import Champion, load_version, registered_champion
 from pipelines.settings import Settings
 
@@ -33,11 +34,17 @@ def serve(settings: Settings, *, host: str, port: int, limits: Limits) -> None:
         raise ServiceError(f"on {host} whoever reaches this machine gets answers: set COOP_SERVE_TOKEN, or leave "
                            "--host out")  # fmt: skip
     metrics = Metrics()
+    recorder = None
+    if settings.serve_record is not None:
+        recorder = Recorder(settings.serve_record, metrics, megabytes=settings.serve_record_megabytes,
+                            pictures=settings.serve_record_pictures)  # fmt: skip
+        log.info("answers are recorded in %s%s", settings.serve_record,
+                 ", with the pictures" if settings.serve_record_pictures else "")  # fmt: skip
     champion = Champion(
         lambda: registered_champion(settings), lambda wanted, now: load_version(wanted, now, settings), metrics
     )
     with _bound(host, port) as listening:
-        app = make_app(champion, metrics, limits=limits, token=token)
+        app = make_app(champion, metrics, limits=limits, token=token, recorder=recorder)
         config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False,
                                 timeout_graceful_shutdown=_STOP_SECONDS)  # fmt: skip
         log.info("http://%s:%d answers once there is a champion", host, port)

@@ -129,7 +129,8 @@ def load_version(wanted: RegisteredVersion, before: Version | None, settings: Se
     name = find_model_name(settings)
     with tempfile.TemporaryDirectory() as folder:
         artifact = read_artifact(fetch_prompt(f"{name}/{wanted.number}", Records(settings), Path(folder)))
-    predictor = Predictor(artifact, _backbone(artifact, before, device=choose_device(settings)))
+    backbone = _backbone(artifact, before, device=choose_device(settings))
+    predictor = Predictor(artifact, backbone, with_features=settings.serve_record is not None)
     predictor.predict([np.full((64, 64, 3), 128, dtype=np.uint8)])
     return Version(wanted.number, wanted.run_id, predictor)
 

@@ -21,6 +21,8 @@ from coop_core.errors import ServiceError
 from coop_core.files import digest_file, write_text
 from pipelines import locks
 from pipelines.settings import Settings
+from pipelines.sources import bucket
+from pipelines.sources.bucket import UnreachableError
 
 log = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 20
@@ -50,6 +52,8 @@ def fetch_files(card: Card, beside: Path, *, cache: Path, settings: Settings) ->
             _fetch(file, kept, beside=beside, settings=settings, unreachable=unreachable)
             if file.unpack:
                 _unpack_once(file, kept, folder / "unpacked" / file.unpacked_name)
+        for left in (folder / "fetched").glob(".arriving-*"):  # of sources that are asked no more
+            shutil.rmtree(left)
     unpacked = [file for file in card.files if file.unpack]
     return folder / ("unpacked" if unpacked else "fetched")
 
@@ -81,10 +85,6 @@ def _note(file: CardFile, measured: tuple[int, int]) -> str:
     return f"{file.sha256} {measured[0]} files {measured[1]} bytes\n"
 
 
-class _UnreachableError(ServiceError):
-    """The host did not answer at all, so that asking it for the next file is no use."""
-
-
 def _fetch(file: CardFile, target: Path, *, beside: Path, settings: Settings, unreachable: set[str]) -> None:
     """Bring one file. `unreachable` collects hosts that did not answer."""
     if target.is_file() and digest_file(target) == file.sha256:
@@ -102,7 +102,7 @@ def _fetch(file: CardFile, target: Path, *, beside: Path, settings: Settings, un
                 _reader(source)(source, arrived, beside, settings, file.max_bytes)
             except ServiceError as error:
                 said.append(f"{source}: {error}")
-                if isinstance(error, _UnreachableError) and host:
+                if isinstance(error, UnreachableError) and host:
                     unreachable.add(host)
                 continue
             if (found := digest_file(arrived)) != file.sha256:
@@ -153,7 +153,7 @@ def _from_https(source: str, target: Path, beside: Path, settings: Settings, max
     except urllib.error.HTTPError as error:
         raise ServiceError(f"answers {error.code} {error.reason}") from error
     except OSError as error:  # of urllib, the socket or TLS
-        raise _UnreachableError(str(getattr(error, "reason", error))) from error
+        raise UnreachableError(str(getattr(error, "reason", error))) from error
     except (http.client.HTTPException, ValueError) as error:  # no HTTP at the other end, or no address at all
         raise ServiceError(f"{type(error).__name__} {error}") from error
     with response, target.open("wb") as file:
@@ -181,29 +181,11 @@ def _check_size(size: int, max_bytes: int) -> None:
 
 
 def _from_s3(source: str, target: Path, beside: Path, settings: Settings, max_bytes: int) -> None:
-    import boto3
-    from boto3.exceptions import Boto3Error
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-
-    key = settings.s3_access_key_id
-    secret = settings.s3_secret_access_key
-    where = urlparse(source)
-    try:
-        client = boto3.client(
-            "s3",
-            endpoint_url=settings.s3_endpoint_url or None,
-            aws_access_key_id=key.get_secret_value() if key else None,
-            aws_secret_access_key=secret.get_secret_value() if secret else None,
-            config=Config(retries={"total_max_attempts": 2}),
-        )
-        bucket, name = where.netloc, where.path.lstrip("/")
-        _check_size(client.head_object(Bucket=bucket, Key=name)["ContentLength"], max_bytes)
-        client.download_file(bucket, name, str(target))
-    except HTTPClientError as error:
-        raise _UnreachableError(" ".join(str(error).split())) from error
-    except (BotoCoreError, Boto3Error, ClientError, ValueError) as error:  # ValueError: an endpoint that is no URL
-        raise ServiceError(" ".join(str(error).split())) from error
+    key, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    client = bucket.connect(
+        settings.s3_endpoint_url, key.get_secret_value() if key else None, secret.get_secret_value() if secret else None
+    )
+    bucket.fetch(client, source, target, max_bytes=max_bytes)
 
 
 def _from_folder(source: str, target: Path, beside: Path, settings: Settings, max_bytes: int) -> None:

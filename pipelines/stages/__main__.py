@@ -4,21 +4,29 @@ Imports nothing but the standard library until it can catch what an import raise
 """
 
 import sys
+from typing import Any
 
 
 def main() -> None:
     try:
-        from importlib import import_module
-
         from pipelines import console
 
-        console.run(lambda: import_module(f"pipelines.stages.{sys.argv[1]}").main())
+        console.run(lambda: _imported(sys.argv[1]).main())
     except ImportError as error:
         sys.stderr.write(f"error: {error}: this Python ({sys.executable}) lacks what the project installs: "
                          "put .venv/bin first on PATH, or run `make demo`\n")  # fmt: skip
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _imported(stage: str) -> Any:
+    from importlib import import_module
+
+    from pipelines.environment import without_collecting
+
+    with without_collecting():
+        return import_module(f"pipelines.stages.{stage}")
 
 
 if __name__ == "__main__":

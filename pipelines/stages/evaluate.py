@@ -1,5 +1,6 @@
 """evaluate: learned prompt, baselines and test features -> metrics; the only stage that judges on the test images."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,15 +14,19 @@ from coop_core.data.split import Split, SplitImage, read_split
 from coop_core.errors import ArtifactError
 from coop_core.features.examples import DecodedImages
 from coop_core.features.extract import load_features
-from coop_core.files import as_csv, read_json, read_tensors, write_json, write_text
+from coop_core.files import as_csv, read_json, read_tensors, write_json, write_tensors, write_text
 from coop_core.judging.classifier import LinearClassifier
 from coop_core.judging.confidence import at_temperature, selective
 from coop_core.judging.evaluation import Evaluation, evaluate
+from coop_core.judging.seen import Seen, seen_of, seen_of_nothing, spread
 from coop_core.params import Params, load_params
 from pipelines import console, paths
 from pipelines.settings import choose_device, load_settings
 
 BASELINES = ("zero-shot", "prompt ensemble", "linear probe")
+NO_LABELLED_IMAGES = "no labelled images"
+"""Why a run was not judged."""
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -34,6 +39,9 @@ def main() -> None:
         check_origin(artifact.card["data"], artifact.feature_key, prompt, split, what="prompt")
     tensors, baseline_card = read_baselines()
     check_origin(baseline_card, baseline_card.get("feature_key"), prompt, split, what="baselines")
+    if not split.test:
+        write_not_judged(params, split)
+        return
     test = load_features(paths.FEATURES, "test", split, key=prompt.feature_key)[:, 0]
     features = torch.from_numpy(np.array(test))                                   # (n, d)
     labels = np.array([image.label for image in split.test])
@@ -49,14 +57,15 @@ def main() -> None:
     backbone = prompt.load_backbone() if any(one.classifier is None for one in prompts) else None
 
     def learned(artifact: Artifact) -> np.ndarray:
-        return answers_of(artifact, split, features, backbone)
+        return answers_of(artifact, split, features, backbone)[0].numpy()
 
     method = params.method.name
+    answered, seen = answers_of(prompt, split, features, backbone)
     found = {
         "zero-shot": baseline("zero-shot"),
         "prompt ensemble": baseline("prompt ensemble"),
         "linear probe": baseline(f"linear probe {params.split.shots}"),
-        method: learned(prompt),
+        method: answered.numpy(),
     }
     evaluations = {name: judge(probabilities) for name, probabilities in found.items()}
     few_shot_curve = [
@@ -81,18 +90,44 @@ def main() -> None:
     write_json(paths.EVALUATION / "evaluation.json", report)
     write_text(paths.EVALUATION / "predictions.csv", predictions(split.test, found, method=method))
     write_json(paths.METRICS, headline(evaluations))
+    write_tensors(paths.REFERENCE, reference_of(prompt, split, answered, seen).tensors())
 
 
-def answers_of(prompt: Artifact, split: Split, features: torch.Tensor, backbone: Backbone | None) -> np.ndarray:
-    """Its probabilities for the test images (n, c), from their features (n, d) or, where it reads them, from pixels.
+def write_not_judged(params: Params, split: Split) -> None:
+    """What there is to say of a run without labelled test images: that it was not judged, and no figure."""
+    report = {**_report(params, split, {}, []), "not_judged": NO_LABELLED_IMAGES}
+    write_json(paths.EVALUATION / "evaluation.json", report)
+    write_text(paths.EVALUATION / "predictions.csv", predictions((), {}, method=params.method.name))
+    write_json(paths.METRICS, {"not_judged": NO_LABELLED_IMAGES})
+    write_tensors(paths.REFERENCE, seen_of_nothing().tensors())
+    log.warning("%s was not judged: %s", split.dataset_name, NO_LABELLED_IMAGES)
+
+
+def answers_of(
+    prompt: Artifact, split: Split, features: torch.Tensor, backbone: Backbone | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Its probabilities for the test images (n, c), from their features (n, d) or from what it reads in their place;
+    and the features that it answered from.
 
     `backbone` is for answers from features that need one.
     """
-    if prompt.reads == "features":
-        return answerer(prompt, backbone=backbone).probabilities(features).numpy()
+    if prompt.reads == "unprojected":
+        seen = load_features(paths.FEATURES, "test", split, key=prompt.feature_key, unprojected=True)[:, 0]
+        features = torch.from_numpy(np.array(seen))                               # (n, p)
+    if prompt.reads != "pixels":
+        return answerer(prompt, backbone=backbone).with_features(features)
     backbone = prompt.load_backbone(device=choose_device(load_settings()))
     images = DecodedImages(split.test, paths.RAW, backbone.transform, backbone.device)
-    return answerer(prompt, backbone=backbone).of_examples(images).numpy()
+    return answerer(prompt, backbone=backbone).of_examples_with_features(images)
+
+
+def reference_of(prompt: Artifact, split: Split, probabilities: torch.Tensor, features: torch.Tensor) -> Seen:
+    """What the prompt saw of a part of the test images, of every class."""
+    rows = spread(len(split.test))
+    images = [split.test[row].digest for row in rows]
+    return seen_of(
+        features[rows], probabilities[rows], images, class_names=prompt.class_names, threshold=prompt.threshold
+    )
 
 
 def read_baselines() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -114,6 +149,9 @@ def check_origin(data: Mapping[str, Any], key: str | None, prompt: Artifact, spl
     ours = {f"{name}_digest": getattr(split, f"{name}_digest") for name in ("train", "val")}
     if {name: data.get(name) for name in ours} != ours:
         raise ArtifactError(f"the {what} in artifacts/ belong to another split: run `dvc repro`")
+    if data.get("labels_digest") != prompt.card["data"].get("labels_digest"):
+        raise ArtifactError(f"the {what} in artifacts/ belong to other labels than the prompt that is judged: run "
+                            "`dvc repro`")  # fmt: skip
     if key != prompt.feature_key:
         raise ArtifactError(f"the {what} in artifacts/ were made on other weights than the prompt: run `dvc repro`")
 
@@ -144,6 +182,7 @@ def _report(
         "dataset_digest": split.dataset_digest,
         "test_digest": split.test_digest,
         "method": params.method.name,
+        **({"labelled_by": "zero-shot"} if split.is_unlabelled else {}),
         "classifiers": {name: e.as_dict() for name, e in evaluations.items()},
         "few_shot_curve": few_shot_curve,
     }
@@ -153,6 +192,8 @@ def predictions(images: Sequence[SplitImage], probabilities: Mapping[str, np.nda
     """A line an image: what the method says and how surely, and what each baseline says, as a CSV."""
     others = [name for name in probabilities if name != method]
     rows: list[list[Any]] = [["path", "label", "predicted", "confidence", *others]]
+    if not images:
+        return as_csv(rows)
     said = [probabilities[name].argmax(axis=1).tolist() for name in others]
     for image, row, *rest in zip(images, probabilities[method], *said, strict=True):
         rows.append([image.path, image.label, int(row.argmax()), float(row.max()), *rest])

@@ -59,7 +59,7 @@ def main() -> None:
 
 def pixels_of(target: Target, root: Path, params: Params, backbone: Backbone) -> DecodedImages | None:
     """The images themselves where the method reads them."""
-    if params.method.reads == "features":
+    if params.method.reads != "pixels":
         return None
     return DecodedImages(target.images, root, backbone.transform, backbone.device)
 
@@ -67,7 +67,7 @@ def pixels_of(target: Target, root: Path, params: Params, backbone: Backbone) ->
 def features_of(
     target: Target, root: Path, params: Params, backbone: Backbone, settings: Settings, *, name: str
 ) -> torch.Tensor:
-    """Image tower outputs (n, d) of the target's images."""
+    """Image tower outputs of the target's images: (n, d), or (n, p) where the method reads these."""
     store = settings.cache_folder / paths.FEATURE_STORE
     store.mkdir(parents=True, exist_ok=True)
     with (
@@ -76,7 +76,8 @@ def features_of(
     ):
         file = Path(folder) / "features.npy"
         extract_features(backbone, target.images, root=root, target=file, store_folder=store,
-                         batch_size=params.features.batch_size, progress=update)  # fmt: skip
+                         batch_size=params.features.batch_size, progress=update,
+                         unprojected=params.method.reads == "unprojected")  # fmt: skip
         return torch.from_numpy(np.array(read_array(file))[:, 0])
 
 

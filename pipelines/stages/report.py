@@ -8,9 +8,10 @@ from typing import Any
 
 from coop_core.data.dataset import NO_LABEL, Dataset, read_dataset
 from coop_core.data.images import read_image
-from coop_core.data.split import read_split
+from coop_core.data.split import located, read_split
 from coop_core.errors import ArtifactError
 from coop_core.files import read_json
+from coop_core.judging.label_file import origin_of, read_labels
 from coop_core.params import Params, load_params
 from coop_core.report import pictures
 from coop_core.report.findings import best_baseline, pseudo_label_counts
@@ -37,12 +38,20 @@ def main() -> None:
         dataset_about={**dataset.about, "name": dataset.name, "counts": dataset.counts()},
         image_root=paths.RAW,
         targets=read_targets(load_params(paths.PARAMS)),
-        pseudo=read_pseudo_labels(dataset),
+        pseudo=read_pseudo_labels(dataset, card),
     )
-    write_samples(paths.SAMPLES, predictions, evaluations["class_names"])
-    learned = evaluations["classifiers"][evaluations["method"]]
     if not card["training"]["is_built"]:
         pictures.save_png(pictures.training_curve(curve), paths.REPORT / "training_curve.png")
+    if evaluations["classifiers"]:
+        write_samples(paths.SAMPLES, predictions, evaluations["class_names"])
+        write_pictures(evaluations)
+    else:
+        write_samples(paths.SAMPLES, surest_of_the_pool(dataset), evaluations["class_names"])
+
+
+def write_pictures(evaluations: dict[str, Any]) -> None:
+    """The page's pictures of a run that was judged, as files."""
+    learned = evaluations["classifiers"][evaluations["method"]]
     pictures.save_png(
         pictures.confusion_matrix(learned["confusion"], evaluations["class_names"]),
         paths.REPORT / "confusion_matrix.png",
@@ -60,21 +69,38 @@ def read_targets(params: Params) -> dict[str, dict[str, Any]]:
     return {name: read_json(paths.JUDGED / name / "evaluation.json") for name in params.tests}
 
 
-def read_pseudo_labels(dataset: Dataset) -> dict[str, Any] | None:
+def read_pseudo_labels(dataset: Dataset, card: dict[str, Any]) -> dict[str, Any] | None:
     """What zero-shot called the images that were learned from; where the data set knows better, how often it was right.
 
-    None where the training images had labels.
+    None where the training images had labels. `card` is the prompt's.
     """
     split = read_split(paths.SPLIT)
-    if not split.is_unlabelled:
+    labels = read_labels(paths.LABELS, split)
+    if labels is None:
         return None
-    rows = read_table(paths.PROMPT / "pseudo_labels.csv")
+    if card["data"].get("labels_digest") != origin_of(paths.LABELS, labels)["labels_digest"]:
+        raise ArtifactError(f"the prompt in artifacts/ was learned from other labels than those in {paths.LABELS}: "
+                            "run `dvc repro`")  # fmt: skip
     truth = {image.digest: image.label for image in dataset.images if image.label != NO_LABEL}
-    return pseudo_label_counts(rows, split.class_names, truth, pool=len(split.train))
+    named = [(split.train[row].digest, int(label)) for row, label in zip(labels.chosen.rows, labels.chosen.labels,
+                                                                         strict=True)]  # fmt: skip
+    return {**pseudo_label_counts(named, split.class_names, truth, pool=len(split.train)),
+            "labellers": [one.name for one in labels.labellers]}  # fmt: skip
+
+
+def surest_of_the_pool(dataset: Dataset) -> list[dict[str, Any]]:
+    """Where no image is labelled: a path and zero-shot's label for each image that was learned from."""
+    split = read_split(paths.SPLIT)
+    labels = read_labels(paths.LABELS, split)
+    if labels is None:
+        return []
+    images = located([split.train[row] for row in labels.chosen.rows], dataset)
+    return [{"label": int(label), "path": image.path} for label, image in zip(labels.chosen.labels, images,
+                                                                             strict=True)]  # fmt: skip
 
 
 def write_samples(folder: Path, predictions: list[dict[str, Any]], names: list[str]) -> None:
-    """A test image of each of the first classes, as files to try `coop predict` on."""
+    """An image of each of the first classes, as files to try `coop predict` on: test images where there are some."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     first = {answer["label"]: answer["path"] for answer in reversed(predictions)}

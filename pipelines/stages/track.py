@@ -17,6 +17,7 @@ from coop_core.errors import ArtifactError
 from coop_core.files import digest_json, read_json, write_json
 from coop_core.judging.transfer import collect
 from coop_core.params import Params, flat, load_params
+from coop_core.reference import add_reference
 from pipelines import console, paths
 from pipelines.records.runs import DatasetInput, RunRecord, run_link, track
 from pipelines.records.server import open_records
@@ -33,6 +34,7 @@ def main() -> None:
         raise ArtifactError(f"{paths.REPORT / 'report.html'} is missing: run the stage that writes it with `dvc repro`")
     with tempfile.TemporaryDirectory() as folder:
         prompt = with_metrics(paths.PROMPT, Path(folder) / "prompt", evaluation)
+        add_reference(prompt, paths.REFERENCE)
         tracked = track(make_record(evaluation, prompt, flow_run=records.settings.flow_run), records)
     write_json(paths.TRACKED, {**asdict(tracked), "tracking_uri": records.address})
     console.console.print(headline_table(evaluation))
@@ -99,6 +101,7 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
         files=[
             (paths.REPORT, "report"), (paths.EVALUATION, "evaluation"), (prompt / "card.json", ""),
             (paths.PARAMS, ""), (paths.SPLIT, ""), *([(lock, "")] if lock.exists() else []),
+            *([(paths.LABELS, "labels")] if split.is_unlabelled else []),
             *((paths.JUDGED / name, f"tests/{name}") for name in targets),
         ],
         prompt=prompt,
@@ -111,8 +114,10 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
 def metrics_of(
     evaluation: dict[str, Any], card: dict[str, Any], targets: dict[str, dict[str, Any]], *, seconds: float
 ) -> dict[str, float]:
-    """The first is what MLflow's comparison shows first."""
+    """The first is what MLflow's comparison shows first; no accuracy of a run that was not judged."""
     found, method = evaluation["classifiers"], evaluation["method"]
+    if not found:
+        return {"training/seconds": seconds, **(collect(evaluation, targets).metrics() if targets else {})}
     names = [method, *(name for name in found if name != method)]  # where both are called alike, the baseline's stand
     return {
         **{key: found[method][key] for key in _FIGURES},
@@ -144,11 +149,13 @@ def _datasets(split: Split) -> list[DatasetInput]:
     return [
         DatasetInput(split.dataset_name, "training", split.train_digest, source, rows(split.train)),
         DatasetInput(split.dataset_name, "test", split.test_digest, source, rows(split.test)),
-    ]
+    ][: 2 if split.test else 1]
 
 
 def _per_class(evaluation: dict[str, Any]) -> dict[str, list[Any]]:
     classifiers = evaluation["classifiers"]
+    if not classifiers:
+        return {"class": evaluation["class_names"]}
     names = list(classifiers["zero-shot"]["class_accuracy"])
     images = [sum(row) for row in classifiers["zero-shot"]["confusion"]]
     return {"class": names, "test_images": images} | {

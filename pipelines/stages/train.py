@@ -20,9 +20,10 @@ from coop_core.data.split import Split, read_split
 from coop_core.errors import TrainingError
 from coop_core.features.examples import FRESH, CachedFeatures, DecodedImages
 from coop_core.features.extract import feature_key, load_features
-from coop_core.files import as_csv, digest_json, table_as_csv, write_json, write_text
+from coop_core.files import digest_json, table_as_csv, write_json, write_text
 from coop_core.judging.confidence import Confidence, fit_confidence
-from coop_core.judging.pseudo_labels import PseudoLabels, training_examples
+from coop_core.judging.label_file import origin_of, read_labels, require_asked
+from coop_core.judging.pseudo_labels import PoolLabels, training_examples
 from coop_core.methods import Examples
 from coop_core.params import Params, load_params
 from coop_core.preparing import prepare
@@ -56,12 +57,13 @@ def train_prompt(
     folder: Path, params: Params, split: Split, backbone: Backbone, shots: int, checkpoints: Path
 ) -> list[Epoch]:
     """Train on the first `shots` images a class and write the artefact into `folder`."""
-    key = checkpoint_key(params, split, backbone, shots, code=core_digest())
+    labels = read_labels(paths.LABELS, split)
+    require_asked(labels, paths.LABELS, key=feature_key(backbone), **params.split.asked_of_labels)
+    labelled = origin_of(paths.LABELS, labels)
+    key = checkpoint_key(params, split, backbone, shots, code=core_digest(), labels=labelled.get("labels_digest", ""))
     checkpoint = Checkpoint(checkpoints / f"{key}.safetensors", key)
     log.info("training %s with %d shots on %s", params.method.name, shots, backbone.device)
-    examples, chosen = examples_for(params, split, backbone, shots)
-    if chosen is not None:
-        log.info("%d of %d images without labels are learned from", len(chosen.rows), len(split.train))
+    examples = examples_for(params, split, backbone, shots, labels)
     training = prepare(
         params,
         split=split,
@@ -85,9 +87,8 @@ def train_prompt(
         curve=[asdict(epoch) for epoch in curve],
         code_revision=code_revision(),
     )
+    card["data"] |= labelled
     write_curve(folder / "curve.csv", curve)
-    if chosen is not None:
-        write_pseudo_labels(folder / "pseudo_labels.csv", chosen, split)
     write_artifact(folder, training.learner, card)
     checkpoint.remove()
     return curve
@@ -123,26 +124,30 @@ def details(epoch: Epoch) -> str:
 
 
 def examples_for(
-    params: Params, split: Split, backbone: Backbone, shots: int
-) -> tuple[Examples, PseudoLabels | None]:
-    """The first `shots` images a class, as the method reads them, and which were chosen where they have no labels."""
+    params: Params, split: Split, backbone: Backbone, shots: int, labels: PoolLabels | None
+) -> Examples:
+    """The first `shots` images a class, as the method reads them; of a pool, those that have one of `labels`."""
     if params.method.reads == "pixels":
         images = split.shots_subset(shots)
-        return DecodedImages(images, paths.RAW, backbone.transform, backbone.device, FRESH, params.seed), None
-    features = load_features(paths.FEATURES, "train", split, key=feature_key(backbone))
-    return training_examples(split, features, backbone, shots=shots, min_confidence=params.split.min_confidence)
+        return DecodedImages(images, paths.RAW, backbone.transform, backbone.device, FRESH, params.seed)
+    unprojected = params.method.reads == "unprojected"
+    features = load_features(paths.FEATURES, "train", split, key=feature_key(backbone), unprojected=unprojected)
+    return training_examples(split, features, labels, shots=shots, device=backbone.device)
 
 
 def validation_examples(params: Params, split: Split, backbone: Backbone) -> Examples:
     if params.method.reads == "pixels":
         return DecodedImages(split.val, paths.RAW, backbone.transform, backbone.device)
-    features = load_features(paths.FEATURES, "val", split, key=feature_key(backbone))
+    unprojected = params.method.reads == "unprojected"
+    features = load_features(paths.FEATURES, "val", split, key=feature_key(backbone), unprojected=unprojected)
     return CachedFeatures.of(split.val, features, device=backbone.device)
 
 
-def checkpoint_key(params: Params, split: Split, backbone: Backbone, shots: int, *, code: str) -> str:
+def checkpoint_key(
+    params: Params, split: Split, backbone: Backbone, shots: int, *, code: str, labels: str = ""
+) -> str:
     """What decides a training to the last bit, and the curve beside it; only a checkpoint of this key is taken up."""
-    images = [split.train_digest, split.val_digest, split.descriptions]
+    images = [split.train_digest, split.val_digest, split.descriptions, labels]
     machine = [str(backbone.device), torch.__version__]
     return digest_json([params.of_run(), images, feature_key(backbone), machine, shots, code])
 
@@ -151,13 +156,6 @@ def shared_words(artifact: Artifact, backbone: Backbone) -> dict[str, Any] | Non
     """The nearest words of a shared context; a context a class would fill pages and say nothing."""
     context = artifact.state.get("context_vectors")
     return None if context is None or context.ndim != 2 else nearest_words(backbone.text_tower, context)
-
-
-def write_pseudo_labels(path: Path, chosen: PseudoLabels, split: Split) -> None:
-    """Which images of the pool were learned from, and as what."""
-    rows = zip(chosen.rows, chosen.labels, chosen.confidences, strict=True)
-    found = ((split.train[row].digest, label, float(confidence)) for row, label, confidence in rows)
-    write_text(path, as_csv([("digest", "label", "confidence"), *found]))
 
 
 def write_curve(path: Path, curve: list[Epoch]) -> None:

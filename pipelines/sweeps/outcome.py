@@ -12,14 +12,13 @@ from coop_core.errors import ServiceError
 from coop_core.files import digest_json, table_as_csv, write_json, write_text
 from coop_core.params import Params, load_params, patch
 from coop_core.report import pictures
+from coop_core.sweeps.space import columns, short
 from coop_core.sweeps.sweep import (
     Result,
     Row,
     Trial,
-    columns,
     require_sweep,
     rows,
-    short,
     target_task,
     tasks,
     trials,

@@ -1,5 +1,6 @@
 """A sweep for people: its standing in a line, its outcome as a table in the terminal and on Prefect's page."""
 
+import json
 import math
 import statistics
 
@@ -7,7 +8,8 @@ from rich import box
 from rich.table import Table
 
 from coop_core.judging.transfer import harmonic_mean
-from coop_core.sweeps.sweep import Row, columns, short
+from coop_core.sweeps.space import columns, short
+from coop_core.sweeps.sweep import Row
 from pipelines import console
 from pipelines.records.server import Records
 from pipelines.records.trials import sweep_links
@@ -64,7 +66,7 @@ def as_markdown(outcome: Outcome) -> str:
     text = [f"# Sweep {outcome.name}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row, line in zip(outcome.rows, lines, strict=True):
         text.append(f"| {' | '.join(f'**{cell}**' if row == outcome.winner else cell for cell in line)} |")
-    values = "\n".join(f"{name}: {value}" for name, value in outcome.values.items())
+    values = "\n".join(f"{name}: {json.dumps(value)}" for name, value in outcome.values.items())
     make_it = f"To make the winner, set in params.yaml and run `dvc repro`:\n\n```yaml\n{values}\n```"
     return "\n".join([*text, "", _NOTE, "", make_it if values else "`dvc repro` makes the winner: params.yaml is its."])
 
