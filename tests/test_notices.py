@@ -115,7 +115,7 @@ def heard(tmp_path_factory) -> Iterator[tuple[Running, Listener]]:
 
 
 def told(listener: Listener, event: str) -> str:
-    wait_until(lambda: any(one["event"] == event for one in listener.heard), 30)
+    wait_until(lambda: any(one["event"] == event for one in listener.heard), 90)
     return next(one["text"] for one in listener.heard if one["event"] == event)
 
 
