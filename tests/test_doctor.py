@@ -248,7 +248,7 @@ def test_a_remote_in_a_folder_is_written_and_left_as_it_was(make, tmp_path):
     with_remote(tmp_path, "url = ../store")
     (tmp_path / "store").mkdir()
 
-    assert list(probe_remote()) == [well("DVC remote", "../store: written and removed")]
+    assert list(probe_remote()) == [well("DVC remote", f"{tmp_path}/store: written and removed")]
     assert names_below(tmp_path / "store") == set()
 
 

@@ -148,6 +148,7 @@ def ask(client: Any, bucket: str, request: Callable[[], Any], *, key: str = "", 
     from botocore.exceptions import (
         BotoCoreError,
         ClientError,
+        ConnectionError,
         HTTPClientError,
         NoCredentialsError,
         PartialCredentialsError,
@@ -159,7 +160,7 @@ def ask(client: Any, bucket: str, request: Callable[[], Any], *, key: str = "", 
         raise ServiceError(_refusal(error, bucket, key, keys)) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise ServiceError(f"Unable to locate credentials: set {keys}") from error
-    except HTTPClientError as error:
+    except (ConnectionError, HTTPClientError) as error:
         raise UnreachableError(_silence(error, str(client.meta.endpoint_url))) from error
     except (BotoCoreError, ValueError) as error:
         raise ServiceError(" ".join(str(error).split())) from error
