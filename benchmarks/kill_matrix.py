@@ -33,7 +33,8 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 from coop_core.artifact import read_artifact
-from pipelines.environment import SERVICE_OF, make_login, use_prefect
+from pipelines.environment import SERVICE_OF, use_prefect
+from pipelines.logins import make_login
 from pipelines.records.registry import fetch_prompt
 from pipelines.records.server import Records, connected, pages
 from pipelines.services.supervision import connect

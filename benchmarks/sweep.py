@@ -17,7 +17,8 @@ from kill_matrix import Playground, change, services
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.environment import make_login, use_prefect
+from pipelines.environment import use_prefect
+from pipelines.logins import make_login
 
 
 def main() -> None:

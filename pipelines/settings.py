@@ -10,7 +10,8 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from coop_core.errors import ServiceError
-from pipelines.environment import LOOPBACK, SERVICE_OF, find_login, variable_names
+from pipelines.environment import LOOPBACK, SERVICE_OF, variable_names
+from pipelines.logins import find_login
 
 _PREFIX = "COOP_"
 _NO_SETTINGS = {SERVICE_OF, "COOP_PROJECT", "COOP_WATCH_ACTIVE"}

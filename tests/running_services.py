@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
 
-from pipelines.environment import LOGIN
+from pipelines.logins import LOGIN
 from pipelines.settings import Settings
 
 ROOT = Path(__file__).parents[1]

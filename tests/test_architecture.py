@@ -27,6 +27,7 @@ ROOMS = {
         "reproduction",
     ],
     "pipelines": [
+        "logins",
         "environment paths revision summary locks allocator finding",
         "settings processes",
         "console links",

@@ -17,15 +17,8 @@ import pytest
 from running_services import ROOT, Running, ask, ask_again, brought_up, free_port, request, wait_for_run, wait_until
 
 from coop_core.errors import ServiceError
-from pipelines.environment import (
-    LOGIN,
-    find_login,
-    make_login,
-    prepare_login,
-    service_environment,
-    use_prefect,
-    write_private,
-)
+from pipelines.environment import service_environment, use_prefect
+from pipelines.logins import LOGIN, find_login, make_login, prepare_login, write_private
 from pipelines.records.server import connected
 from pipelines.services import local, supervision
 from pipelines.settings import Settings, prefect_login, store_address, tracking_login

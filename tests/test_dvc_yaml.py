@@ -23,7 +23,7 @@ PARSE_ONLY = {"coop_core.params"}
 """Reads parameters; what it imports from the library are their types."""
 DECIDE_NOTHING = {
     "coop_core.errors", "pipelines.console", "pipelines.environment", "pipelines.paths", "pipelines.settings",
-    "pipelines.revision", "pipelines.locks", "pipelines.links",
+    "pipelines.logins", "pipelines.revision", "pipelines.locks", "pipelines.links",
 } | {name for name, path in MODULES.items() if len(ast.parse(path.read_text()).body) == 1}  # fmt: skip
 """What is said, where things are, and a room's own sentence; no number and no file depends on it."""
 

@@ -239,7 +239,7 @@ def test_it_shows_first_and_removes_when_it_is_told(settings, run, monkeypatch, 
 
 def test_a_server_keeps_its_bin_and_says_who_may_empty_it(settings, run, monkeypatch):
     run(deleted=True)
-    monkeypatch.setattr(retention, "_store", lambda mlflow: None)
+    monkeypatch.setattr(retention, "_store", lambda: None)
     found = retention.find_spent(Records(settings), days=30)
     assert found.spent == []
     assert "lets its clients move runs to its bin and no further" in found.refused

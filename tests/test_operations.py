@@ -23,7 +23,8 @@ from kill_matrix import (
 
 from coop_core.files import read_json
 from pipelines.champion import promotion
-from pipelines.environment import make_login, use_prefect
+from pipelines.environment import use_prefect
+from pipelines.logins import make_login
 from pipelines.records.registry import CHAMPION, find_version
 from pipelines.records.server import connected
 

@@ -16,13 +16,8 @@ from toy_images import paint
 from toy_prompt import write_prompt
 
 from coop_core.errors import ServiceError
-from pipelines.environment import (
-    inherited_environment,
-    mlflow_server_secrets,
-    mlflow_users,
-    prepare_login,
-    quiet_libraries,
-)
+from pipelines.environment import inherited_environment, quiet_libraries
+from pipelines.logins import mlflow_server_secrets, mlflow_users, prepare_login
 from pipelines.records.claims import claim_promotion
 from pipelines.records.runs import RunRecord, track
 from pipelines.records.server import Records, connected

@@ -31,7 +31,8 @@ def test_the_defaults_need_no_service():
 @pytest.mark.parametrize("field", Settings.model_fields)
 def test_every_field_has_its_variable(monkeypatch, field):
     value = {"device": "cpu", "prefect_port": "4321", "mlflow_port": "5432", "serve_port": "6543",
-             "serve_token": "sixteen-or-more.", "project_name": "a-value"}.get(field, "a-value")
+             "serve_token": "sixteen-or-more.", "project_name": "a-value",
+             "serve_record_megabytes": "77", "serve_record_pictures": "True"}.get(field, "a-value")
     monkeypatch.setenv(f"COOP_{field.upper()}", value)
 
     found = getattr(load_settings(), field)

@@ -125,7 +125,7 @@ def test_samples_to_try_are_images_of_the_pool(done: tuple[Path, str]) -> None:
 
 
 def test_a_version_is_registered_without_an_accuracy(done: tuple[Path, str], settings: Settings) -> None:
-    run = list_runs(settings, limit=1)[0]
+    run = list_runs(Records(settings), limit=1)[0]
     assert not [name for name in run["metrics"] if "accuracy" in name and not name.startswith("epoch/")]
     assert run["metrics"]["training/seconds"] > 0
     assert "not judged: no labelled images" in done[1]

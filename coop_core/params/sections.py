@@ -13,8 +13,7 @@ from coop_core.judging.gate import Policy
 from coop_core.judging.limits import Limits
 from coop_core.prompts.engine import Engine
 
-PINS = "constraints.txt"
-"""Pins of every package, those of packaged weights among them."""
+PINS = "constraints.txt"  # of every package, those of packaged weights among them
 _CHECKPOINTS = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
 
 

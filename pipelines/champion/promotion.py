@@ -186,9 +186,10 @@ def _move(
     }
     set_champion(version, event, records, claim)
     name = records.model
-    instead = f" instead of {champion.number}" if champion else ""
+    before = champion.number if champion else None
+    instead = f" instead of {before}" if before else ""
     announce(CHAMPION_CHANGED, records.settings, model=name, text=f"{name}: version {version.number} answers{instead} "
-             f"({action}, by {by})", version=version.number, previous=event["previous"], action=action)  # fmt: skip
+             f"({action}, by {by})", version=version.number, previous=before, action=action)  # fmt: skip
 
 
 def _user() -> str:

@@ -13,6 +13,7 @@ from pipelines.commands.doctor import doctor
 from pipelines.commands.exchange import export, import_
 from pipelines.commands.keeping import backup, gc, reconcile, restore
 from pipelines.commands.reproduce import reproduce
+from pipelines.commands.serve import serve
 from pipelines.commands.watch import watch
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for light in (choose, watch):
+for light in (choose, serve, watch, doctor):
     app.command()(light)
 app.command(cls=Several)(reproduce)
 app.command(cls=Several)(export)
@@ -224,8 +225,8 @@ def ui(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="On loopback; else COOP_MLFLOW_PORT.")] = None,
 ) -> None:
     """Open MLflow's pages on the tracking database, on loopback, until Ctrl-C."""
-    from pipelines.environment import LOGIN
     from pipelines.links import page
+    from pipelines.logins import LOGIN
     from pipelines.services import local
     from pipelines.settings import load_settings
 
@@ -237,9 +238,6 @@ def ui(
     typer.echo(f"MLflow on {home} (ready in about 20 seconds; Ctrl-C ends it)\n"
                f"login: NAME:PASSWORD in {settings.services_folder / LOGIN}")  # fmt: skip
     local.show_pages(settings, port)
-
-
-app.command()(doctor)
 
 
 @app.command()

@@ -219,7 +219,8 @@ def _log(client: Any, run_id: str, record: RunRecord) -> None:
         client.log_batch(run_id, metrics=points[start : start + 1000])
     for data in record.datasets:
         frame = pd.DataFrame(data.rows)
-        dataset = from_pandas(frame, source=data.source, name=data.name, digest=data.digest[:36])
+        source: Any = data.source                                                 # None where it is published nowhere
+        dataset = from_pandas(frame, source=source, name=data.name, digest=data.digest[:36])
         mlflow.log_input(dataset, context=data.context, tags={"sha256": data.digest})
     mlflow.log_table(pd.DataFrame(record.per_class), "per_class.json")
     for path, folder in record.files:

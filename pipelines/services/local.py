@@ -23,18 +23,9 @@ from rich.table import Table
 
 from coop_core.errors import ServiceError
 from pipelines.console import console
-from pipelines.environment import (
-    LOGIN,
-    find_login,
-    inherited_environment,
-    mlflow_server_secrets,
-    mlflow_users,
-    prepare_login,
-    service_environment,
-    service_secrets,
-    without_secrets,
-)
+from pipelines.environment import inherited_environment, service_environment, service_secrets, without_secrets
 from pipelines.links import answering, page
+from pipelines.logins import LOGIN, find_login, mlflow_server_secrets, mlflow_users, prepare_login
 from pipelines.services import supervision
 from pipelines.services.planning import (
     ASKED_OF_MLFLOW,

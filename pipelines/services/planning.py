@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coop_core.errors import ServiceError
-from pipelines.environment import LOOPBACK, mlflow_users, visible_devices
+from pipelines.environment import LOOPBACK, visible_devices
 from pipelines.links import answering
+from pipelines.logins import mlflow_users
 from pipelines.services.supervision import Service
 from pipelines.settings import Settings, is_own, named, store_address
 

@@ -28,7 +28,8 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from coop_core.errors import ServiceError
 from pipelines import locks
-from pipelines.environment import LOOPBACK, SERVICE_OF, inherited_environment, write_private
+from pipelines.environment import LOOPBACK, SERVICE_OF, inherited_environment
+from pipelines.logins import write_private
 
 CONFIGURATION, PID = "supervisord.conf", "supervisord.pid"
 STOPPED_WITHIN = 10

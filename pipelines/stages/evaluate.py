@@ -34,14 +34,21 @@ def main() -> None:
     split = read_split(paths.SPLIT)
     prompt = read_artifact(paths.PROMPT)
     curve_prompts = {shots: read_artifact(paths.CURVE_PROMPTS / f"{shots}_shots") for shots in params.split.curve_shots}
-    prompts = (prompt, *curve_prompts.values())
-    for artifact in prompts:
+    for artifact in (prompt, *curve_prompts.values()):
         check_origin(artifact.card["data"], artifact.feature_key, prompt, split, what="prompt")
     tensors, baseline_card = read_baselines()
     check_origin(baseline_card, baseline_card.get("feature_key"), prompt, split, what="baselines")
-    if not split.test:
+    if split.test:
+        judge_all(params, split, prompt, curve_prompts, tensors)
+    else:
         write_not_judged(params, split)
-        return
+
+
+def judge_all(
+    params: Params, split: Split, prompt: Artifact, curve_prompts: Mapping[int, Artifact],
+    tensors: dict[str, torch.Tensor],
+) -> None:  # fmt: skip
+    """Judge the prompt, those of fewer shots, and the baselines (their `tensors`) on the test images."""
     test = load_features(paths.FEATURES, "test", split, key=prompt.feature_key)[:, 0]
     features = torch.from_numpy(np.array(test))                                   # (n, d)
     labels = np.array([image.label for image in split.test])
@@ -54,7 +61,8 @@ def main() -> None:
     def baseline(name: str) -> np.ndarray:
         return LinearClassifier.from_tensors(tensors, name).probabilities(features).numpy()
 
-    backbone = prompt.load_backbone() if any(one.classifier is None for one in prompts) else None
+    needs_backbone = any(one.classifier is None for one in (prompt, *curve_prompts.values()))
+    backbone = prompt.load_backbone() if needs_backbone else None
 
     def learned(artifact: Artifact) -> np.ndarray:
         return answers_of(artifact, split, features, backbone)[0].numpy()

@@ -49,7 +49,7 @@ class Writer:
         about = tarfile.TarInfo(name)
         about.size, about.mode = size, 0o600
         digesting = _Digesting(stream)
-        self._tar.addfile(about, digesting)  # type: ignore[arg-type]
+        self._tar.addfile(about, digesting)
         self._members[name] = [size, digesting.digest.hexdigest()]
 
     def finish(self, facts: dict[str, Any]) -> None:
