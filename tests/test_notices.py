@@ -16,6 +16,7 @@ from running_services import Running, ask, brought_up, free_port, wait_until
 from coop_core.errors import ServiceError
 from pipelines.champion import promotion
 from pipelines.records.registry import RegisteredVersion
+from pipelines.records.server import Records
 from pipelines.services.announcing import CHAMPION_CHANGED, GATE_REFUSED, announce
 from pipelines.settings import Settings
 
@@ -68,7 +69,7 @@ def test_a_new_champion_is_an_event_for_prefect(monkeypatch, tmp_path):
     monkeypatch.setattr(promotion, "set_champion", lambda *_: None)
     with listening() as prefect:
         there = settings(tmp_path, prefect_api_url=f"{prefect.address}/api", prefect_api_auth="me:word")
-        promotion._move(RegisteredVersion("3", "run"), RegisteredVersion("2", "run"), "promote", there,
+        promotion._move(RegisteredVersion("3", "run"), RegisteredVersion("2", "run"), "promote", Records(there),
                         SimpleNamespace(), "ann", None)  # fmt: skip
     ((event,),) = prefect.heard
     assert event["event"] == CHAMPION_CHANGED

@@ -26,7 +26,7 @@ from coop_core.features.extract import extract_features, feature_key
 from coop_core.features.store import FeatureStore
 from coop_core.files import digest_file, read_array
 from coop_core.judging.baselines import zero_shot
-from coop_core.judging.pseudo_labels import labelled_pool
+from coop_core.judging.pseudo_labels import answer_pool, label_pool, pool_examples
 from coop_core.methods.learner import projected
 from coop_core.predictor import Predictor
 from pipelines.stages import baselines, download, evaluate, features, judge, train
@@ -143,13 +143,13 @@ def test_a_pool_is_labelled_by_its_features_and_learned_from_before_the_map(back
     split = dataclasses.replace(toy_split(("cat", "dog")), shots=3, train=tuple(
         SplitImage("", -1, f"{number:02}") for number in range(40)))  # fmt: skip
 
-    examples, found = labelled_pool(split, before, backbone, per_class=3, unprojected=True)
-    usual, same = labelled_pool(split, backbone.project(before), backbone, per_class=3)
+    seen = projected(before[:, 0], backbone, reads="unprojected")
+    found = label_pool(split, [answer_pool(split, seen, backbone)], per_class=3).chosen
+    examples = pool_examples(before, found)
 
-    assert found.rows.tolist() == same.rows.tolist()
-    assert torch.equal(examples.labels, usual.labels)
     assert torch.equal(examples.features, before[sorted(found.rows.tolist())])
-    assert torch.equal(projected(examples.features, backbone, reads="unprojected"), usual.features)
+    assert torch.equal(projected(examples.features, backbone, reads="unprojected"),
+                       pool_examples(backbone.project(before), found).features)  # fmt: skip
 
 
 # From images to answers
