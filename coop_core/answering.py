@@ -70,6 +70,13 @@ class Answerer:
         return probabilities, features
 
 
+def encoded(pixels: Tensor, backbone: Backbone, *, reads: Reads) -> Tensor:
+    """Normalised pixels (n, 3, size, size) -> what an answerer reads."""
+    if reads == "pixels":
+        return pixels
+    return backbone.encode_unprojected(pixels) if reads == "unprojected" else backbone.encode_images(pixels)
+
+
 def answer_with(learner: Learner, *, class_names: Sequence[str]) -> Answerer:
     """A trained learner's answers, by what it collapses to where it does."""
     return Answerer(collapsed(learner) or learner, class_names=class_names, reads=learner.reads,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from coop_core.answering import answerer
+from coop_core.answering import answerer, encoded
 from coop_core.artifact import Artifact, check_backbone, read_artifact
 from coop_core.backbone import Backbone
 from coop_core.data.images import Source, decoded
@@ -127,11 +127,7 @@ class Predictor:
 
     def rank(self, views: np.ndarray, *, top: int | None = None) -> list[Prediction]:
         """Test views (n, 3, size, size) -> a prediction each, of the `top` most probable classes (all by default)."""
-        images = torch.from_numpy(views)
-        if self._answerer.reads == "features":
-            images = self.backbone.encode_images(images)
-        elif self._answerer.reads == "unprojected":
-            images = self.backbone.encode_unprojected(images)
+        images = encoded(torch.from_numpy(views), self.backbone, reads=self._answerer.reads)
         probabilities, features = self._answerer.with_features(images)
         ranked, threshold = probabilities.sort(dim=-1, descending=True, stable=True), self._answerer.threshold
         kept: Sequence[np.ndarray | None] = list(small(features)) if self._with_features else [None] * len(images)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from test_methods import images as examples_of
+from test_methods import width_read
 from toy_images import paint
 from toy_prompt import write_prompt
 from toy_split import toy_split
@@ -186,10 +187,10 @@ METHODS: dict[str, dict[str, Any]] = {
 def write_method(name: str, backbone: Backbone, folder: Path) -> Path:
     """An artefact of a method that is built, from a few features; what is learned by steps is as it starts."""
     module, split = load_method(name), toy_split(NAMES)
-    params = module.Params(**METHODS[name])
+    params, examples = module.Params(**METHODS[name]), examples_of(width=width_read(name, backbone))
     learner = module.build(
         params, backbone=backbone, task=Task(NAMES, "a photo of a {}.", split.descriptions),
-        generator=torch.Generator().manual_seed(0), examples=examples_of(),
+        generator=torch.Generator().manual_seed(0), examples=examples,
     )  # fmt: skip
     card = make_card(learner=learner, method=params, backbone=backbone, split=split, shots=1, params={}, curve=(),
                      code_revision="abc123")  # fmt: skip

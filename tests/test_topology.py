@@ -18,7 +18,7 @@ from kill_matrix import Playground, change
 from running_services import request, wait_until
 
 from coop_core.files import digest_file, read_json
-from pipelines.records.server import connected
+from pipelines.records.server import Records, connected
 from pipelines.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -148,7 +148,7 @@ def test_files_of_the_run_lie_in_the_store_and_no_client_has_its_keys(team):
 
 def test_a_sweep_goes_to_both_workers(team):
     # Trials of as many steps train side by side, three such groups a run; here there are five.
-    change(team.first.folder, sweep={"seeds": [1], "space": {"split.shots": [1, 2], "train.epochs": [1, 2, 3]}})
+    change(team.first.folder, sweep={"seeds": [1], "space": {"split.shots": [1, 2], "train.epochs": [2, 3, 4]}})
     said = team.coop(team.first, "sweep")
     trainers = {path.name for path in (team.first.folder / ".cache/trainers").iterdir()}
 
@@ -175,7 +175,7 @@ def test_two_clones_do_not_retrain_into_one_experiment_at_once(team):
     from pipelines.records.claims import claim_retraining
 
     change(team.first.folder, train={"epochs": 5})
-    with claim_retraining(team.settings, by="ann in another clone"):
+    with claim_retraining(Records(team.settings), by="ann in another clone"):
         run = team.retrain()
 
     assert run["state"]["type"] == "FAILED"

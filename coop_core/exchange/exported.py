@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from coop_core.answering import answerer
+from coop_core.answering import answerer, encoded
 from coop_core.artifact import Artifact
 from coop_core.backbone import Backbone, backbone_name
 from coop_core.conversion import FLOAT32, INPUT, Runtime, onnx_runtime, openvino_runtime, write_onnx, write_openvino
@@ -74,7 +74,7 @@ def export_weights(artifact: Artifact, backbone: Backbone, folder: Path, *, imag
         For a method without class weights, or whose weights belong to an image tower of its own; else as there.
     """
     name, classifier = artifact.card["method"].get("name"), artifact.classifier
-    if classifier is None or artifact.reads == "pixels":
+    if classifier is None or artifact.reads != "features":
         why = "answers by more than class weights" if classifier is None else "changes the image tower as well"
         raise ArtifactError(f"{name} {why}, so they alone answer nothing: export without --only")
     asked = _Asked.of(artifact, backbone, images)
@@ -126,7 +126,7 @@ class _Asked:
         pixels = np.stack([backbone.transform.test_view(read_image(path)) for path in images])
         own = answerer(artifact, backbone=backbone)
         read = [torch.from_numpy(some) for some in _in_pieces(pixels)]
-        said = [own.probabilities(some if own.reads == "pixels" else backbone.encode_images(some)) for some in read]
+        said = [own.probabilities(encoded(some, backbone, reads=own.reads)) for some in read]
         return cls(images, pixels, torch.cat(said).cpu().numpy(), own.class_names, own.threshold)
 
     def check(self, runtime: Runtime | Callable[[np.ndarray], dict[str, np.ndarray]], *, by: str) -> float:

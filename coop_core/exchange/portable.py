@@ -18,7 +18,8 @@ OUTPUTS = ("probabilities", "features")
 
 
 class Portable(nn.Module):
-    """Normalised pixels (n, 3, size, size) -> probabilities (n, c) and image features (n, d), float32."""
+    """Normalised pixels (n, 3, size, size) -> probabilities (n, c) and what they are told from, float32: image features
+    (n, d), or, for a method that learned the tower's last linear map, what comes before it (n, p)."""
 
     def __init__(self, tower: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -97,7 +98,9 @@ def portable(artifact: Artifact, backbone: Backbone) -> Portable:
     if getattr(learner, "prompts_per_image", 0):
         raise ArtifactError(f"{name} encodes a prompt a class for every image, so neither class weights nor a model of "
                             "its image tower can answer for it: serve it with `coop serve`, or train coop")  # fmt: skip
-    tower = backbone.image_tower if artifact.reads == "features" else _OwnTower(learner)
+    tower = _OwnTower(learner) if artifact.reads == "pixels" else backbone.image_tower
+    if artifact.reads == "unprojected" and backbone.projection is not None:
+        tower = backbone.projection.tower
     head = (OwnHead(learner, temperature=artifact.temperature) if artifact.classifier is None
             else LinearHead(artifact.classifier, temperature=artifact.temperature))  # fmt: skip
     return Portable(tower, head).eval()
