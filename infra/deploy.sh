@@ -13,4 +13,3 @@ if ! dvc config --local remote.storage.url > /dev/null 2>&1; then
     dvc remote modify --local storage endpointurl "$AWS_ENDPOINT_URL_S3"
 fi
 python -m pipelines.flows.bootstrap "$PREFECT_API_URL"
-prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml
