@@ -41,7 +41,7 @@ def promote(
     GateError
         When there is nothing to judge, it cannot answer, or another promotion is under way.
     """
-    by = by or _user()
+    by = by or user()
     with claim_promotion(records, by=by) as claim:
         candidate, champion, decision = _judge(records, policy, version, compare)
         if decision.promote:
@@ -84,7 +84,7 @@ def rollback(records: Records) -> tuple[str, str]:
     GateError
         When there is no champion, none before it, or that one cannot answer.
     """
-    by = _user()
+    by = user()
     with claim_promotion(records, by=by, at_once=True) as claim:
         champion, events = _find(CHAMPION, records), history(records)
         if events and champion.number not in {e["version"] for e in events if e["action"] == "promote"}:
@@ -192,7 +192,7 @@ def _move(
              f"({action}, by {by})", version=version.number, previous=before, action=action)  # fmt: skip
 
 
-def _user() -> str:
+def user() -> str:
     """Who runs this process; in a container that may be a number without a name."""
     try:
         return getpass.getuser()

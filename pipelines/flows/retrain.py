@@ -1,6 +1,5 @@
 """Retrain flow: data sources -> `dvc repro` where something changed -> gate -> champion or not. Pool `cpu`."""
 
-import getpass
 from pathlib import Path
 
 from prefect import flow, get_run_logger, runtime
@@ -8,7 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from coop_core.params import load_params
 from pipelines import paths
-from pipelines.champion.promotion import was_champion
+from pipelines.champion.promotion import user, was_champion
 from pipelines.champion.retraining import alone, reproduce, summary, waits_for_judgement
 from pipelines.console import prepare
 from pipelines.flows.client import page, start
@@ -29,7 +28,7 @@ def retrain() -> str:
     end_with_worker()
     logger, records = get_run_logger(), open_records()
     decision, said = None, "nothing had changed"
-    with alone(records.settings), claim_retraining(records, by=f"{getpass.getuser()} in {Path.cwd()}"):
+    with alone(records.settings), claim_retraining(records, by=f"{user()} in {Path.cwd()}"):
         reproduced = reproduce(records, flow_run=str(runtime.flow_run.id))
         version = reproduced.version if reproduced else waits_for_judgement(records)
         if version is not None and was_champion(records, version):
