@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-WELL, WRONG, UNUSED = "well", "wrong", "unused"
-
 
 @dataclass(frozen=True)
 class Finding:

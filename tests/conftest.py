@@ -1,9 +1,11 @@
 """Tiny backbones with random weights, one of every text-tower family, loaded the way the product loads any."""
 
 import json
+import logging
 import shutil
 import string
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -281,3 +283,18 @@ def _write_tokenizer(folder: Path, kind: str) -> None:
     if kind != "mt5":
         names |= {"bos_token": "<s>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    """An S3 server that takes any key, empty at first."""
+    from moto.server import ThreadedMotoServer
+
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    host, port = moto.get_host_and_port()
+    address = f"http://{host}:{port}"
+    urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST")).close()
+    yield address
+    moto.stop()

@@ -164,32 +164,25 @@ def test_records_in_postgresql_answer_from_another_path_and_database(prompt, pos
     assert "hidden-word" not in refused.stderr + refused.stdout
 
 
-def test_files_in_a_bucket_come_back_into_another(prompt, tmp_path, monkeypatch):
-    from moto.server import ThreadedMotoServer
+def test_files_in_a_bucket_come_back_into_another(prompt, tmp_path, monkeypatch, s3_endpoint):
+    keys = {"AWS_ENDPOINT_URL_S3": s3_endpoint, "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    import boto3
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port(), verbose=False)
-    server.start()
-    try:
-        keys = {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server._port}", "AWS_ACCESS_KEY_ID": "a",
-                "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
-        for name, value in keys.items():
-            monkeypatch.setenv(name, value)
-        import boto3
-
-        client = boto3.client("s3")
-        for name in ("records", "elsewhere"):
-            client.create_bucket(Bucket=name)
-        old, new = tmp_path / "old", tmp_path / "new"
-        make_project(old, prompt, f"sqlite:///{old}/mlflow.db", BUCKET)
-        said = answer(old)
-        coop(old, "backup", str(tmp_path / "b.tar"))
-        shutil.rmtree(old)
-        for found in client.list_objects_v2(Bucket="records")["Contents"]:
-            client.delete_object(Bucket="records", Key=found["Key"])
-        new.mkdir()
-        (new / "dvc.yaml").touch()
-        there = {"MLFLOW_ARTIFACTS_DESTINATION": "s3://elsewhere/files"}
-        assert "files: s3://elsewhere/files" in coop(new, "restore", str(tmp_path / "b.tar"), **there)
-        assert answer(new).split("\t", 1)[1] == said.split("\t", 1)[1]
-    finally:
-        server.stop()
+    client = boto3.client("s3")
+    for name in ("records", "elsewhere"):
+        client.create_bucket(Bucket=name)
+    old, new = tmp_path / "old", tmp_path / "new"
+    make_project(old, prompt, f"sqlite:///{old}/mlflow.db", BUCKET)
+    said = answer(old)
+    coop(old, "backup", str(tmp_path / "b.tar"))
+    shutil.rmtree(old)
+    for found in client.list_objects_v2(Bucket="records")["Contents"]:
+        client.delete_object(Bucket="records", Key=found["Key"])
+    new.mkdir()
+    (new / "dvc.yaml").touch()
+    there = {"MLFLOW_ARTIFACTS_DESTINATION": "s3://elsewhere/files"}
+    assert "files: s3://elsewhere/files" in coop(new, "restore", str(tmp_path / "b.tar"), **there)
+    assert answer(new).split("\t", 1)[1] == said.split("\t", 1)[1]

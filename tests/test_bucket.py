@@ -2,10 +2,8 @@
 
 import hashlib
 import io
-import logging
 import random
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import boto3
 import pytest
 from botocore.exceptions import ProxyConnectionError
 from botocore.stub import ANY, Stubber
-from moto.server import ThreadedMotoServer
 
 from coop_core.errors import ServiceError
 from pipelines.sources import bucket
@@ -34,16 +31,6 @@ def _plain_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
 
 
 class Counting:
@@ -68,8 +55,8 @@ class Counting:
 
 
 @pytest.fixture
-def store(endpoint) -> Counting:
-    client = bucket.connect(endpoint, "key", "secret", region="us-east-1")
+def store(s3_endpoint) -> Counting:
+    client = bucket.connect(s3_endpoint, "key", "secret", region="us-east-1")
     client.create_bucket(Bucket="images")
     client.put_object(Bucket="images", Key="deep/file.bin", Body=CONTENT)
     return Counting(client)
@@ -208,6 +195,6 @@ def test_a_proxy_that_does_not_answer_is_named_without_its_login(monkeypatch):
         bucket.ask(client, "images", fails)
 
 
-def test_keys_that_nobody_gave_are_asked_for_by_name(endpoint, target):
+def test_keys_that_nobody_gave_are_asked_for_by_name(s3_endpoint, target):
     with pytest.raises(ServiceError, match=r"^Unable to locate credentials: set COOP_S3_ACCESS_KEY_ID and"):
-        bucket.fetch(bucket.connect(endpoint, None, None), SOURCE, target, max_bytes=1)
+        bucket.fetch(bucket.connect(s3_endpoint, None, None), SOURCE, target, max_bytes=1)

@@ -16,7 +16,6 @@ from typing import Any
 import boto3
 import kubernetes_validate
 import pytest
-from moto.server import ThreadedMotoServer
 from ruamel.yaml import YAML
 from running_services import free_port
 
@@ -314,15 +313,11 @@ def test_every_secret_of_the_compose_file_is_looked_at(services):
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
-    for name, value in {"AWS_ENDPOINT_URL_S3": address, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "key",
+def s3(monkeypatch: pytest.MonkeyPatch, s3_endpoint: str) -> str:
+    for name, value in {"AWS_ENDPOINT_URL_S3": s3_endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "key",
                         "AWS_DEFAULT_REGION": "us-east-1"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    yield address
-    server.stop()
+    return s3_endpoint
 
 
 def test_buckets_are_made_once(s3, monkeypatch):

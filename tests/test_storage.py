@@ -25,7 +25,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from moto.server import ThreadedMotoServer
 
 from coop_core.data.catalog import Card, CardFile, read_source
 from coop_core.errors import DatasetError, ServiceError
@@ -173,16 +172,6 @@ def hanging_up() -> Iterator[HangingUp]:
     host = HangingUp()
     yield host
     host.close()
-
-
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -145,10 +144,3 @@ def free_ports(count: int) -> list[int]:
         for probe in found:
             probe.bind(("127.0.0.1", 0))
         return [probe.getsockname()[1] for probe in found]
-
-
-def write_private(file: Path, text: str) -> None:
-    """For this user alone."""
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as out:
-        out.write(text)

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from keeping import Keeper, answers, run, write_private
+from keeping import Keeper, answers, run
+
+from pipelines.logins import write_private
 
 KEY = "coop:s3"
 """The access key; Swift's are ACCOUNT:USER."""

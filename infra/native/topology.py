@@ -25,10 +25,11 @@ from pathlib import Path
 
 import database
 import store
-from keeping import Keeper, answers, free_ports, python, run, write_private
+from keeping import Keeper, answers, free_ports, python, run
 
 from coop_core.errors import CoopError, ServiceError
 from pipelines.environment import inherited_environment, service_environment
+from pipelines.logins import write_private
 
 SERVERS = ("postgresql", "s3", *store.KINDS, "mlflow", "prefect", "serve")
 SECRETS = ("postgres", *database.DATABASES, "swift", "s3", "login_mlflow", "login_prefect", "forms", "serve")

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from coop_core.errors import CoopError
 from pipelines.console import console
-from pipelines.finding import UNUSED, WELL, WRONG, Finding, unused, wrong
+from pipelines.finding import Finding, unused, wrong
 from pipelines.records.probes import probe_mlflow
 from pipelines.services.probes import probe_clock, probe_machine, probe_prefect
 from pipelines.settings import Settings
@@ -24,7 +24,7 @@ from pipelines.sources.probes import probe_remote, probe_sources
 WITHIN_SECONDS = 45.0
 """For everything together: a silent server costs 10, and a busy machine imports libraries for as long again."""
 _WIDTH = 80
-_SHOWN = {WELL: ("well", None), WRONG: ("WRONG", "bold red"), UNUSED: ("-", "dim")}
+_SHOWN = {"well": ("well", None), "wrong": ("WRONG", "bold red"), "unused": ("-", "dim")}
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -73,4 +73,4 @@ def print_findings(findings: Sequence[Finding], *, as_json: bool) -> bool:
             mark, style = _SHOWN[finding.state]
             table.add_row(finding.name, mark, escape(finding.said), style=style)
         console.print(table)
-    return all(finding.state != WRONG for finding in findings)
+    return all(finding.state != "wrong" for finding in findings)

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from coop_core.errors import ServiceError
 from pipelines.finding import Finding, unused, well, wrong
-from pipelines.records.server import connected, require_answer
+from pipelines.records.server import Records, require_answer
 from pipelines.settings import Settings
 
 TRACKING, REGISTRY, FILES = "tracking", "registry write", "artifacts write"
@@ -22,8 +22,9 @@ _NAME = "coop-doctor-"
 
 def probe_mlflow(settings: Settings) -> Iterator[Finding]:
     """Tracking, and where it answers the registry and the files."""
+    records = Records(settings)
     try:
-        said = _answer(settings)
+        said = _answer(records)
     except ServiceError as error:
         yield wrong(TRACKING, str(error))
         yield from (unused(name, "not tried: tracking does not answer") for name in (REGISTRY, FILES))
@@ -34,23 +35,23 @@ def probe_mlflow(settings: Settings) -> Iterator[Finding]:
         return
     for name, probe in ((REGISTRY, _write_version), (FILES, _write_file)):
         try:
-            yield probe(settings)
+            yield probe(records)
         except ServiceError as error:
             yield wrong(name, str(error))
 
 
-def _answer(settings: Settings) -> Finding:
+def _answer(records: Records) -> Finding:
     """Whether the settings' store answers; a missing SQLite file is not made."""
-    scheme, _, path = settings.tracking_uri.partition(":///")
+    scheme, _, path = records.address.partition(":///")
     if scheme == "sqlite" and not Path(path).exists():
         return unused(TRACKING, f"{path} is not there yet: the first `dvc repro` makes it")
-    require_answer(settings)
-    parts = urlsplit(settings.tracking_uri)
+    require_answer(records.settings)
+    parts = urlsplit(records.address)
     if parts.scheme.startswith("postgresql"):
         _require_port(parts.hostname or "", parts.port or 5432)
-    with connected(settings) as mlflow:
-        mlflow.MlflowClient().search_experiments(max_results=1)
-    return well(TRACKING, settings.tracking_uri)
+    with records.asked() as client:
+        client.search_experiments(max_results=1)
+    return well(TRACKING, records.address)
 
 
 def _require_port(host: str, port: int) -> None:
@@ -62,21 +63,21 @@ def _require_port(host: str, port: int) -> None:
                            "start it") from None  # fmt: skip
 
 
-def _write_version(settings: Settings) -> Finding:
-    with connected(settings) as mlflow:
-        client, name = mlflow.MlflowClient(), f"{_NAME}{uuid.uuid4().hex}"
+def _write_version(records: Records) -> Finding:
+    with records.asked() as client:
+        name = f"{_NAME}{uuid.uuid4().hex}"
         client.create_registered_model(name)
         client.delete_registered_model(name)
     return well(REGISTRY, "a model was made and removed")
 
 
-def _write_file(settings: Settings) -> Finding:
+def _write_file(records: Records) -> Finding:
     """Where the settings' experiment keeps its files; one that does not exist yet is not made."""
-    with connected(settings) as mlflow:
-        experiment = mlflow.MlflowClient().get_experiment_by_name(settings.experiment)
-        location = experiment.artifact_location if experiment else settings.artifact_location
+    with records.asked() as client:
+        experiment = client.get_experiment_by_name(records.experiment)
+        location = experiment.artifact_location if experiment else records.settings.artifact_location
         if location is None:
-            return unused(FILES, f"not tried: there is no experiment {settings.experiment} yet")
+            return unused(FILES, f"not tried: there is no experiment {records.experiment} yet")
         place = f"{location.rstrip('/')}/{_NAME}{uuid.uuid4().hex}"
         try:
             if urlsplit(location).scheme in ("", "file"):
