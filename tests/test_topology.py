@@ -8,86 +8,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from dotenv import dotenv_values
 from kill_matrix import Playground, change
 from running_services import request, wait_until
+from team import MODEL, PROJECT, Team
 
 from coop_core.files import digest_file, read_json
 from pipelines.records.server import Records, connected
-from pipelines.settings import Settings
 
 pytestmark = pytest.mark.slow
-PROJECT = "team"
-MODEL = f"{PROJECT}-images"
-
-
-class Team:
-    """The topology in one folder, a clone whose workers it has, and what its commands said."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.first = Playground(folder / "first")
-        self.said: list[str] = []
-
-    def topology(self, command: str, *more: str) -> subprocess.CompletedProcess[str]:
-        program = [sys.executable, str(self.first.folder / "infra/native/topology.py"), command]
-        return self.run(self.first, *program, str(self.folder / "services"), *more)
-
-    def run(self, clone: Playground, *words: str) -> subprocess.CompletedProcess[str]:
-        ended = subprocess.run(words, cwd=clone.folder, env=clone.environment, capture_output=True, text=True,
-                               timeout=900)  # fmt: skip
-        self.said.append(ended.stdout + ended.stderr)
-        return ended
-
-    def well(self, clone: Playground, *words: str) -> str:
-        ended = self.run(clone, *words)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout
-
-    def coop(self, clone: Playground, *words: str) -> str:
-        return self.well(clone, sys.executable, "-m", "pipelines.commands.cli", *words)
-
-    def dvc(self, clone: Playground, *words: str) -> str:
-        return self.well(clone, sys.executable, "-m", "dvc", *words)
-
-    def share(self, clone: Playground) -> None:
-        """Give a clone the settings of the topology, and nothing else."""
-        shutil.copyfile(self.folder / "services/settings.env", clone.folder / ".env")
-        shutil.copyfile(self.folder / "services/dvc.config", clone.folder / ".dvc/config.local")
-
-    @property
-    def settings(self) -> Settings:
-        return Settings(_env_file=self.folder / "services/settings.env")
-
-    @property
-    def secrets(self) -> dict[str, str]:
-        return json.loads((self.folder / "services/secrets.json").read_text())
-
-    def prefect(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        login = self.settings.prefect_api_auth
-        assert login is not None
-        status, _, content = request(f"{self.settings.prefect_api_url}/{path}", body, login=login.get_secret_value())
-        assert status < 300, content
-        return json.loads(content)
-
-    def retrain(self) -> dict[str, Any]:
-        """A run of the deployment to its end."""
-        name = f"{PROJECT}-retrain"
-        deployment = self.prefect(f"deployments/name/{name}/{name}")
-        begun = self.prefect(f"deployments/{deployment['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})
-        ended = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        wait_until(lambda: self.prefect(f"flow_runs/{begun['id']}")["state"]["type"] in ended, 400)
-        return self.prefect(f"flow_runs/{begun['id']}")
-
-    def champion(self) -> str | None:
-        with connected(self.settings) as mlflow:
-            found = mlflow.MlflowClient().search_registered_models(f"name = '{MODEL}'")
-            return dict(found[0].aliases).get("champion") if found else None
 
 
 @pytest.fixture(scope="module")

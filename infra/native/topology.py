@@ -6,7 +6,7 @@
     OpenStack Swift     an S3 store: files of runs, DVC's remote, sources of data sets
     MLflow's server     with logins; it passes files on to the store
     Prefect's server    with a login
-    three workers       one of the pool cpu, two of the pool gpu
+    workers             one of the pool cpu, two of the pool gpu or as many as --gpu-workers says
     coop serve          answers as the champion
 
 It is given in the project's folder, with the project's Python. FOLDER keeps everything: records, files, logs, and the
@@ -34,11 +34,10 @@ from pipelines.logins import write_private
 SERVERS = ("postgresql", "s3", *store.KINDS, "mlflow", "prefect", "serve")
 SECRETS = ("postgres", *database.DATABASES, "swift", "s3", "login_mlflow", "login_prefect", "forms", "serve")
 BUCKETS = ("coop-mlflow", "coop-dvc", "coop-data")
-WORKERS = {"worker-cpu": "cpu", "worker-gpu-0": "gpu", "worker-gpu-1": "gpu"}
 USER = "coop"
 
 
-def up(folder: Path, *, project: str | None) -> None:
+def up(folder: Path, *, project: str | None, gpu_workers: int = 2) -> None:
     """Start what does not run, in order, and wait until all is well; again repairs what is missing."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -53,7 +52,7 @@ def up(folder: Path, *, project: str | None) -> None:
     write_private(folder / "dvc.config", _dvc_settings(ports, secrets))
     keeper.wait("mlflow", lambda: answers(_address(ports, "mlflow") + "/health"))
     keeper.wait("prefect", lambda: answers(_address(ports, "prefect") + "/api/health"))
-    _start_workers(keeper, ports, secrets, settings)
+    _start_workers(keeper, ports, settings, gpu_workers)
     keeper.wait("serve", lambda: answers(_address(ports, "serve") + "/health"))
 
 
@@ -162,16 +161,15 @@ def _dvc_settings(ports: Mapping[str, int], secrets: Mapping[str, str]) -> str:
             + keys)  # fmt: skip
 
 
-def _start_workers(
-    keeper: Keeper, ports: Mapping[str, int], secrets: Mapping[str, str], settings: Mapping[str, str]
-) -> None:
+def _start_workers(keeper: Keeper, ports: Mapping[str, int], settings: Mapping[str, str], gpu_workers: int) -> None:
     """Pools and deployments, then the workers and the champion's server, all in the project's folder."""
     login = {"PREFECT_API_AUTH_STRING": settings["COOP_PREFECT_API_AUTH"]}
     environment = inherited_environment() | _service(keeper.folder, ports) | dict(settings) | login
     run(python("-m", "pipelines.flows.bootstrap", settings["COOP_PREFECT_API_URL"]), environment=environment,
         cwd=Path.cwd())  # fmt: skip
     prefix = f"{settings['COOP_PROJECT_NAME']}-" if "COOP_PROJECT_NAME" in settings else ""
-    for name, pool in WORKERS.items():
+    workers = {"worker-cpu": "cpu", **{f"worker-gpu-{number}": "gpu" for number in range(gpu_workers)}}
+    for name, pool in workers.items():
         command = python("-m", "prefect", "worker", "start", "--pool", prefix + pool, "--type", "process",
                          "--name", name, "--install-policy", "never",
                          *(("--limit", "1") if pool == "gpu" else ()))  # fmt: skip
@@ -189,6 +187,7 @@ def main() -> int:
     parser.add_argument("command", choices=("install", "up", "status", "down"))
     parser.add_argument("folder", type=lambda given: Path(given).absolute(), metavar="FOLDER")
     parser.add_argument("--project", help="as COOP_PROJECT_NAME: begins the names of pools, flows and models")
+    parser.add_argument("--gpu-workers", type=int, default=2, metavar="N", help="each takes one run at a time")
     asked = parser.parse_args()
     try:
         if asked.command in ("status", "down") and not asked.folder.is_dir():
@@ -204,7 +203,7 @@ def main() -> int:
         if asked.command == "up":
             if not Path("dvc.yaml").exists():
                 raise ServiceError(f"{Path.cwd()} is not the project's folder: give this command there")
-            up(asked.folder, project=asked.project)
+            up(asked.folder, project=asked.project, gpu_workers=asked.gpu_workers)
         return 0 if status(asked.folder) else 1
     except CoopError as error:
         sys.stderr.write(f"error: {error}\n")
