@@ -48,7 +48,7 @@ INSIDE = {
         "given",
     ],
     "coop_core.backbone": [
-        "blocks torchvision_operators efficientnet folding projection",
+        "blocks torchvision_operators efficientnet folding projection frozen_linear",
         "base",
         "runtimes tokenizers towers",
         "mini open_clip_models",

@@ -1,8 +1,6 @@
 """Packed block: one frozen transformer block over the rows of a prefix tree.
 
-Autograd differentiates it. Only the gradient of the rows is wanted, never that of a weight, so a product with a frozen
-matrix keeps nothing for its backward pass, and its matrix lies in memory as the processor multiplies fastest, once for
-each direction (docs/decisions/003).
+Autograd differentiates it, through products with frozen matrices (`backbone.frozen_linear`).
 
 Dimensions: g sets of context vectors, r = b s rows of a tree of b stripes with s slots, which read p rows of trunk
 and u rows before them besides their own; e ends in the fullest stripe, h heads of width a = w / h, n = g b h; i
@@ -19,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from coop_core.backbone.blocks import Deep, attention_weights
+from coop_core.backbone.frozen_linear import FrozenLinear
 from coop_core.prompts.prefix_tree import PrefixTree
 
 
@@ -111,50 +110,6 @@ class Block:
         deep_k, deep_v = kv.view(len(rows), 2, self.heads, -1).permute(1, 2, 0, 3)         # (h, t, a) each
         sets = len(k) // self.heads
         return torch.cat([deep_k.repeat(sets, 1, 1), k], dim=1), torch.cat([deep_v.repeat(sets, 1, 1), v], dim=1)
-
-
-class FrozenLinear:
-    """y = x W^T + b with frozen W (out, in) and b (out): (..., in) -> (..., out)."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, scale: Tensor | None, dtype: torch.dtype) -> None:
-        """`scale` (out,) is multiplied into both."""
-        if scale is not None:
-            weight, bias = weight * scale[:, None], bias * scale
-        weight, bias = weight.detach().to(dtype), bias.detach()
-        self.forward, self.backward = _product(weight, bias.to(dtype)), _product(weight.T, None)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return _Product.apply(x, self)
-
-
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, linear: FrozenLinear) -> Tensor:
-        ctx.linear = linear
-        return linear.forward(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.linear.backward(gradient), None
-
-
-def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """x (..., in) -> x W^T + bias (..., out).
-
-    On a CPU, W is kept as oneDNN multiplies it: for the few rows of a short class list, putting it in that order
-    takes much of the product's time.
-    """
-    if not _is_packable(weight):
-        return lambda x: F.linear(x, weight, bias)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-
-
-def _is_packable(weight: Tensor) -> bool:
-    mkldnn, asked = torch.backends.mkldnn, {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(weight.dtype)
-    if weight.device.type != "cpu" or not mkldnn.is_available() or not mkldnn.enabled:
-        return False
-    return asked is None or bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{asked}_supported")())
 
 
 def _read(rows: Tensor, shape: Shape, heads: int) -> Tensor:
