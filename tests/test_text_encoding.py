@@ -253,6 +253,24 @@ def test_half_precision_on_a_padded_tower_is_warned_of_or_refused(zoo, name, cap
     layout = build_layout(tower, ["cat", "dog"], n_context=2)
     PromptEncoder(tower, layout, engine=Engine(precision="bfloat16"))
 
-    assert "gains little on this text tower and loses on some processors" in caplog.text
+    assert "gains on this text tower where the processor multiplies in it, and loses elsewhere" in caplog.text
     with pytest.raises(PromptError, match=r"float16 is not for this text tower: its gradients are not scaled"):
         PromptEncoder(tower, layout, engine=Engine(precision="float16"))
+
+
+def test_a_padded_tower_with_frozen_products_is_the_same_and_copies_no_parameter(zoo, relative_error):
+    tower = zoo.backbone("bert-mean-linear").text_tower
+    ready = tower.ready_for(torch.float32)
+    prompts = torch.randn(3, 7, tower.width, generator=torch.Generator().manual_seed(0))
+    found = []
+    for one in (tower, ready):
+        leaf = prompts.clone().requires_grad_()
+        features = one.encode(leaf, torch.tensor([7, 5, 6]))
+        (features * _direction(features)).sum().backward()
+        found.append((features.detach(), leaf.grad))
+    kinds = [{type(layer) for layer in one.encoder.modules()} for one in (tower, ready)]
+    owned = {parameter.data_ptr() for parameter in tower.encoder.parameters()}
+
+    assert [torch.nn.Linear in kind for kind in kinds] == [True, False]
+    assert {parameter.data_ptr() for parameter in ready.encoder.parameters()} < owned
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(*found, strict=True))

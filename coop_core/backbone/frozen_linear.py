@@ -4,11 +4,12 @@ Only the gradient of the rows is wanted, never that of a weight, so nothing is k
 matrix lies in memory as the processor multiplies fastest, once for each direction (docs/decisions/003).
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -24,6 +25,33 @@ class FrozenLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return _Product.apply(x, self)
+
+
+class _Layer(nn.Module):
+    """A frozen nn.Linear; some encoders ask it for its weight's type."""
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        self._linear = FrozenLinear(layer.weight, bias, None, dtype)
+        self.weight = torch.empty(0, dtype=dtype, device=layer.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._linear(x.to(self.weight.dtype))
+
+
+def with_frozen_products(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy whose linear layers are frozen and computed in a type; all other parameters are the module's own."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return _replaced(copy.deepcopy(module, shared), dtype)
+
+
+def _replaced(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if type(module) is nn.Linear:
+        return _Layer(module, dtype)
+    for name, child in module.named_children():
+        setattr(module, name, _replaced(child, dtype))
+    return module
 
 
 class _Product(torch.autograd.Function):
@@ -43,13 +71,14 @@ def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     On a CPU, W is kept as oneDNN multiplies it: for the few rows of a short class list, putting it in that order
     takes much of the product's time.
     """
-    if not _is_packable(weight):
+    if not is_packable(weight):
         return lambda x: F.linear(x, weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
-def _is_packable(weight: Tensor) -> bool:
+def is_packable(weight: Tensor) -> bool:
+    """Whether this processor multiplies with a matrix of this kind through oneDNN."""
     mkldnn, asked = torch.backends.mkldnn, {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(weight.dtype)
     if weight.device.type != "cpu" or not mkldnn.is_available() or not mkldnn.enabled:
         return False

@@ -6,7 +6,6 @@ PaddedTextTower       Hugging Face encoders: no causal mask, padding masked, poo
 WholeSentences reads sentences alone, for the families that prompts cannot be injected into.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from coop_core.backbone.base import Tokenizer
 from coop_core.backbone.blocks import Deep, through_block
+from coop_core.backbone.frozen_linear import is_packable, with_frozen_products
 
 
 class CausalTextTower:
@@ -98,18 +98,20 @@ class PaddedTextTower:
         self._ready: dict[torch.dtype, PaddedTextTower] = {}
 
     def ready_for(self, dtype: torch.dtype) -> "PaddedTextTower":
-        """The same tower for autocast to a type, which would otherwise convert every frozen matrix in every pass.
+        """The same tower to be computed in a type, with frozen products, made once; itself where they gain nothing.
 
-        A copy with converted matrices, made once; its attention is written out, because torch's fused one for CPUs is
-        slow in half precision.
+        Autocast to the type would convert every matrix in every pass. In half precision its attention is written out,
+        because torch's fused one for CPUs is slow there.
         """
+        if dtype == torch.float32 and not is_packable(self.encoder.get_input_embeddings().weight):
+            return self
         if dtype not in self._ready:
-            encoder, project = copy.deepcopy(self.encoder), copy.deepcopy(self.project)
-            encoder.set_attn_implementation("eager")
-            for part in (encoder, project):
-                for layer in part.modules() if isinstance(part, nn.Module) else ():
-                    if isinstance(layer, nn.Linear):
-                        layer.to(dtype)
+            encoder: Any = with_frozen_products(self.encoder, dtype)
+            project = self.project
+            if dtype != torch.float32:
+                encoder.set_attn_implementation("eager")
+            if isinstance(project, nn.Module):
+                project = with_frozen_products(project, dtype)
             self._ready[dtype] = PaddedTextTower(
                 encoder, self.tokenizer, pool=self.pool, project=project,
                 context_length=self.context_length, pad_id=self.pad_id,

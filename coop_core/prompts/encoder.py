@@ -130,8 +130,9 @@ def _warn_of_half_precision(tower: TextTower, engine: Engine) -> None:
         raise PromptError("engine.precision float16 is not for this text tower: its gradients are not scaled and "
                           "vanish; set float32 or bfloat16")  # fmt: skip
     if tower.device.type == "cpu":
-        log.warning("engine.precision %s gains little on this text tower and loses on some processors (mini: 0.8 to "
-                    "1.6 times its speed): benchmarks/half_precision.py measures it", engine.precision)  # fmt: skip
+        log.warning("engine.precision %s gains on this text tower where the processor multiplies in it, and loses "
+                    "elsewhere (mini: 2.5 to 3 times as fast, or 0.8): benchmarks/half_precision.py measures it",
+                    engine.precision)  # fmt: skip
 
 
 def best_path(tower: TextTower) -> Path:

@@ -21,7 +21,7 @@ class PaddedPrompts:
     """Prompts in groups of similar length, or all at the tower's full length."""
 
     def __init__(self, tower: TextTower, layout: PromptLayout, engine: Engine, *, full: bool) -> None:
-        if isinstance(tower, PaddedTextTower) and engine.dtype != torch.float32:
+        if isinstance(tower, PaddedTextTower):
             tower = tower.ready_for(engine.dtype)
         self.tower, self.layout, self.dtype = tower, layout, engine.dtype
         self.limit = engine.memory_on(tower.device)
