@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -375,3 +376,13 @@ def test_others_are_let_in_with_a_token_alone() -> None:
 
     with pytest.raises(ServiceError, match=r"^on 0.0.0.0 whoever reaches this machine gets answers: set COOP_SERVE_T"):
         serve(Settings(_env_file=None), host="0.0.0.0", port=1, limits=Limits())
+
+
+def test_an_answer_in_two_pieces_waits_for_nobody() -> None:
+    """With Nagle's algorithm the second piece waits 40 ms, until the first is acknowledged."""
+    from pipelines.serving.server import listen
+
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
