@@ -8,7 +8,7 @@ and the process holds its peak until it ends (docs/benchmarks.md).
 import ctypes
 from typing import Any
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Of glibc's malloc.h."""
 _BLOCK, _TOP = 1 << 30, (1 << 31) - 1
 """Bytes: the largest block that is kept, and how much may lie free at the end."""
@@ -20,4 +20,6 @@ def keep_freed_memory(library: Any = None) -> bool:
         mallopt = (library or ctypes.CDLL(None)).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _BLOCK)) and bool(mallopt(_TRIM_THRESHOLD, _TOP))
+    # Other threads' arenas hold 64 MB at most and go back to the system when they are empty, so all share the first.
+    wanted = {_MMAP_THRESHOLD: _BLOCK, _TRIM_THRESHOLD: _TOP, _ARENA_MAX: 1}
+    return all(bool(mallopt(which, value)) for which, value in wanted.items())

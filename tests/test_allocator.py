@@ -9,18 +9,28 @@ import pytest
 from pipelines.allocator import keep_freed_memory
 
 _FAULTS = """
-import resource, sys
+import resource, sys, threading
 import numpy as np
 from pipelines.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-np.ones(8_000_000)
-before = faults()
-for _ in range(10):
+def use():
     np.ones(8_000_000)
-print(faults() - before)
+    [np.ones(4_000_000) for _ in range(8)]
+def measure():
+    use()
+    before = faults()
+    for _ in range(10):
+        use()
+    print(faults() - before)
+if sys.argv[2] == "a thread":
+    thread = threading.Thread(target=measure)
+    thread.start()
+    thread.join()
+else:
+    measure()
 """
 
 
@@ -32,10 +42,11 @@ class Library:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_a_block_that_was_freed_costs_no_page_faults_when_it_is_wanted_again() -> None:
+@pytest.mark.parametrize("where", ["the first thread", "a thread"])
+def test_a_block_that_was_freed_costs_no_page_faults_when_it_is_wanted_again(where: str) -> None:
     found = {}
     for way in ("given back", "kept"):
-        command = [sys.executable, "-c", _FAULTS, way]
+        command = [sys.executable, "-c", _FAULTS, way, where]
         found[way] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert found["given back"] > 1000
     assert found["kept"] < found["given back"] / 10
