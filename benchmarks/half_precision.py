@@ -20,6 +20,7 @@ from coop_core.backbone.towers import PaddedTextTower, mean_pool
 from coop_core.prompts.encoder import PromptEncoder
 from coop_core.prompts.engine import Engine
 from coop_core.prompts.layout import build_layout
+from pipelines.allocator import keep_freed_memory
 
 N_CONTEXT = 16
 STEPS = 7
@@ -54,6 +55,7 @@ def main() -> None:
     options.add_argument("--classes", type=int, nargs="+", default=[10, 40])
     options.add_argument("--towers", nargs="+", default=["mini", "bert-base"])
     asked = options.parse_args()
+    keep_freed_memory()  # as whatever trains does
     logging.disable(logging.WARNING)  # what is warned of is what is measured
     table = Table("tower", "classes", "float32 ms", "bfloat16 ms", "float32 / bfloat16")
     for name, classes in itertools.product(asked.towers, asked.classes):
