@@ -131,7 +131,7 @@ def _warn_of_half_precision(tower: TextTower, engine: Engine) -> None:
                           "vanish; set float32 or bfloat16")  # fmt: skip
     if tower.device.type == "cpu":
         log.warning("engine.precision %s gains on this text tower where the processor multiplies in it, and loses "
-                    "elsewhere (mini: 2.5 to 3 times as fast, or 0.8): benchmarks/half_precision.py measures it",
+                    "elsewhere (mini: 1.4 to 1.6 times as fast, or 0.8): benchmarks/half_precision.py measures it",
                     engine.precision)  # fmt: skip
 
 
