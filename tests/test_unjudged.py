@@ -254,3 +254,14 @@ def test_an_unjudged_candidate_is_refused_beside_a_champion_too() -> None:
 def test_a_judged_candidate_is_not_compared_with_an_unjudged_champion() -> None:
     with pytest.raises(GateError, match="were judged on different test images or classes"):
         decide(answers("2"), answers("1", labels=(), predicted=(), test_digest="none"), POLICY)
+
+
+@pytest.mark.parametrize(
+    ("last", "shown"), [({"val_accuracy": 0.5}, 0.5), ({"val_accuracy": None}, None), (None, None)]
+)
+def test_no_accuracy_of_validation_images_that_were_not_there_is_on_record(last: Any, shown: float | None) -> None:
+    figures = {"accuracy": 0.6, "macro_f1": 0.6, "log_loss": 1.0, "calibration_error": 0.1}
+    evaluation = {"method": "upl", "classifiers": {"upl": figures, "zero-shot": figures}}
+    found = track.metrics_of(evaluation, {"training": {"last": last}}, {}, seconds=1)
+
+    assert found.get("val_accuracy") == shown

@@ -114,15 +114,17 @@ def make_record(evaluation: dict[str, Any], prompt: Path, *, flow_run: str | Non
 def metrics_of(
     evaluation: dict[str, Any], card: dict[str, Any], targets: dict[str, dict[str, Any]], *, seconds: float
 ) -> dict[str, float]:
-    """The first is what MLflow's comparison shows first; no accuracy of a run that was not judged."""
+    """The first is what MLflow's comparison shows first; no accuracy of a run that was not judged, and none of
+    validation images that were not there."""
     found, method = evaluation["classifiers"], evaluation["method"]
     if not found:
         return {"training/seconds": seconds, **(collect(evaluation, targets).metrics() if targets else {})}
     names = [method, *(name for name in found if name != method)]  # where both are called alike, the baseline's stand
+    validated = (card["training"]["last"] or {}).get("val_accuracy")
     return {
         **{key: found[method][key] for key in _FIGURES},
         "gain_over_zero_shot": found[method]["accuracy"] - found["zero-shot"]["accuracy"],
-        "val_accuracy": (card["training"]["last"] or {}).get("val_accuracy") or 0.0,
+        **({} if validated is None else {"val_accuracy": validated}),
         "training/seconds": seconds,
         **{f"test/{name.replace(' ', '_')}/{key}": found[name][key] for name in names for key in _FIGURES},
         **(collect(evaluation, targets).metrics() if targets else {}),
