@@ -22,7 +22,7 @@ def back_up(file: Path, *, secrets: bool) -> None:
     with locks.alone(settings.cache_folder / "upkeep.lock", otherwise=_BUSY), console.status("backing up"):
         taken = backup(settings, file, secrets=secrets)
     _say("\n".join(taken))
-    held = "; it holds passwords" if secrets else ""
+    held = "; it may hold passwords" if secrets else ""
     _say(f"kept in {file} ({decimal(file.stat().st_size)}), which you alone can read{held}")
 
 
