@@ -7,9 +7,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from running_services import free_port
@@ -35,13 +37,22 @@ class WithoutDeployments(BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """A server of such answers -> its port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.fixture
 def port() -> Iterator[int]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), WithoutDeployments)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
+    with serving(WithoutDeployments) as found:
+        yield found
 
 
 def sweep(folder: Path, *, server: int, own: int) -> str:
@@ -92,3 +103,47 @@ def test_a_server_that_says_nothing_is_not_waited_for(tmp_path):
 
     assert said == f"error: Prefect at http://127.0.0.1:{port}/api does not answer (nothing in 5 s): correct " \
                    "COOP_PREFECT_API_URL or `make up`\n"  # fmt: skip
+
+
+RUN = "6f1c1a54-58f4-4d0a-9b0a-000000000001"
+LOOK = f"""
+import sys
+from uuid import UUID
+from pipelines.flows import client
+client._LOOK_SECONDS = 0.1
+print(client.look(UUID("{RUN}"), patience=float(sys.argv[1])).name)
+"""
+
+
+class WithoutDatabase(WithoutDeployments):
+    """Prefect's server while PostgreSQL starts again: some answers are its own failure."""
+
+    answers: ClassVar[list[int]] = []
+
+    def do_GET(self) -> None:
+        if RUN not in self.path:
+            return super().do_GET()
+        status = self.answers.pop(0) if self.answers else 200
+        body = json.dumps({"id": RUN, "flow_id": RUN, "name": "brave-otter"} if status == 200 else {}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        return None
+
+
+@pytest.mark.parametrize(
+    ("answers", "patience", "ends_well"), [([500, 500], 30, True), ([500, 500], 0, False), ([401], 30, False)],
+    ids=["comes back", "no patience", "refuses"],
+)  # fmt: skip
+def test_a_server_that_fails_by_itself_is_asked_again_and_one_that_refuses_is_not(answers, patience, ends_well):
+    WithoutDatabase.answers[:] = answers
+    with serving(WithoutDatabase) as port:
+        ended = subprocess.run(
+            [sys.executable, "-c", LOOK, str(patience)], capture_output=True, text=True, timeout=120, cwd=ROOT,
+            env=os.environ | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"},
+        )  # fmt: skip
+
+    assert (ended.returncode == 0, ended.stdout) == (ends_well, "brave-otter\n" if ends_well else ""), ended.stderr
+    assert len(WithoutDatabase.answers) == (1 if patience == 0 else 0)

@@ -1,15 +1,17 @@
 """Prefect's server, asked by us: starting runs of our deployments, looking at them, cancelling them."""
 
+import functools
 import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import httpx
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -35,7 +37,10 @@ from pipelines.settings import is_own, load_settings, refusal
 from pipelines.sweeps.trainer import Order
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
+PATIENCE_SECONDS = 600.0
+"""For a server that was there when the work began."""
 _LOOK_SECONDS = 3.0
 _FIRST_SECONDS = 5.0
 """For a server's first answer."""
@@ -54,19 +59,51 @@ ATTEMPTS = 2
 """How often a group is started whose run crashes."""
 
 
+class AwayError(ServiceError):
+    """The server does not answer, or its own database does not: it may, in a while."""
+
+
 @contextmanager
 def connection() -> Iterator[SyncPrefectClient]:
     """A client for the server of PREFECT_API_URL; its faults become sentences.
 
     Raises
     ------
+    AwayError
+        When the server does not answer, or fails by itself.
     ServiceError
-        When the server does not answer or refuses.
+        When it refuses.
     """
+    with _sentences(), get_client(sync_client=True) as client:
+        yield client
+
+
+def patiently(ask: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T:
+    """What is asked of a server that may be away for so many seconds, as while it or its database starts again."""
+    until, said = time.monotonic() + seconds, False
+    while True:
+        try:
+            with _sentences():
+                return ask()
+        except AwayError as error:
+            if time.monotonic() > until:
+                raise
+            if not said:
+                log.warning("%s: it is asked again for %.0f minutes", error, seconds / 60)
+            said = True
+            time.sleep(_LOOK_SECONDS)
+
+
+def show_markdown(text: str, *, key: str, description: str | None = None) -> None:
+    """Text on the page of the run under way, also where the server is away for a while: the work is done by then."""
+    patiently(lambda: create_markdown_artifact(text, key=key, description=description))
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
     where = get_current_settings().api.url or ""
     try:
-        with get_client(sync_client=True) as client:
-            yield client
+        yield
     except ObjectNotFound as error:
         raise ServiceError(f"Prefect at {where} has no such deployment or run: {_deploying(where)}") from error
     except (httpx.HTTPError, PrefectHTTPStatusError) as error:
@@ -74,7 +111,8 @@ def connection() -> Iterator[SyncPrefectClient]:
         if refused := refusal(status, "COOP_PREFECT_API_AUTH to NAME:PASSWORD"):
             raise ServiceError(f"Prefect at {where} {refused}") from error
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ServiceError(f"Prefect at {where} says: {reason}; {_starting(where)}") from error
+        kind = AwayError if status is None or status >= 500 else ServiceError
+        raise kind(f"Prefect at {where} says: {reason}; {_starting(where)}") from error
 
 
 def require_answer() -> None:
@@ -123,9 +161,11 @@ class DeployedTrainers:
             while todo or running:
                 while todo and len(running) < _WAITING:
                     together, attempt = todo.pop(0)
-                    running[self._start(together, attempt)] = (together, attempt)
+                    started = patiently(functools.partial(self._start, together, attempt))
+                    running[started] = (together, attempt)
                 time.sleep(_LOOK_SECONDS)
-                ended = {run.id: run for run in self._look(list(running)) if run.state_type in _ENDED}
+                found = patiently(functools.partial(self._look, list(running)))
+                ended = {run.id: run for run in found if run.state_type in _ENDED}
                 self._report(parent, earlier, open_keys, on_event)
                 for run_id, run in ended.items():
                     together, attempt = running.pop(run_id)
@@ -182,15 +222,12 @@ def start(deployment: str, *, parameters: dict[str, Any], as_subflow: bool = Fal
 
 def look(run_id: UUID, *, patience: float = 0.0) -> FlowRun:
     """A run as it is now, from a server that may be away for so many seconds."""
-    until = time.monotonic() + patience
-    while True:
-        try:
-            with connection() as client:
-                return client.read_flow_run(run_id)
-        except ServiceError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(_LOOK_SECONDS)
+
+    def ask() -> FlowRun:
+        with connection() as client:
+            return client.read_flow_run(run_id)
+
+    return patiently(ask, seconds=patience)
 
 
 def ended(run: FlowRun) -> bool:

@@ -3,7 +3,6 @@
 import logging
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
@@ -14,6 +13,7 @@ from pipelines import paths
 from pipelines.champion.promotion import promote as promote_now
 from pipelines.champion.retraining import judged, judgement
 from pipelines.console import prepare
+from pipelines.flows.client import show_markdown
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.flows.names import on_server
 from pipelines.records.registry import CHAMPION, find_version, mark_judged
@@ -43,7 +43,7 @@ def promote(version: int | None = None) -> str:
     prepare()
     end_with_worker()
     decision, said = decide_and_promote(open_records(), str(version) if version else None)
-    create_markdown_artifact("\n".join(judgement(decision, said)), key="promotion")
+    show_markdown("\n".join(judgement(decision, said)), key="promotion")
     return said
 
 

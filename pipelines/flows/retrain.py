@@ -3,14 +3,13 @@
 from pathlib import Path
 
 from prefect import flow, get_run_logger, runtime
-from prefect.artifacts import create_markdown_artifact
 
 from coop_core.params import load_params
 from pipelines import paths
 from pipelines.champion.promotion import user, was_champion
 from pipelines.champion.retraining import alone, reproduce, summary, waits_for_judgement
 from pipelines.console import prepare
-from pipelines.flows.client import page, start
+from pipelines.flows.client import page, show_markdown, start
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.flows.names import on_server
 from pipelines.flows.promote import decide_and_promote
@@ -39,6 +38,6 @@ def retrain() -> str:
             said = f"version {version} waits for the gate and a person: {page(run.id)}"
         elif version is not None:
             decision, said = decide_and_promote(records, version)
-    create_markdown_artifact(summary(reproduced, decision, said), key="retraining")
+    show_markdown(summary(reproduced, decision, said), key="retraining")
     logger.info(said)
     return said

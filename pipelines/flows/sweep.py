@@ -5,17 +5,20 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 
 from coop_core.params import Params, load_params, parse_params
 from pipelines import paths
 from pipelines.console import prepare
-from pipelines.flows.client import PROGRESS, DeployedTrainers, cancel_orphans
+from pipelines.flows.client import (
+    PROGRESS,
+    AwayError,
+    DeployedTrainers,
+    cancel_orphans,
+    connection,
+    patiently,
+    show_markdown,
+)
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.flows.names import on_server
 from pipelines.records.server import open_records
@@ -37,9 +40,10 @@ def sweep(params: dict[str, Any] | None = None) -> dict[str, Any]:
     cancel_orphans()
     trainers = DeployedTrainers(records, sweep_run=own)
     outcome = run_sweep(wanted, records, trainers, tags={"prefect.flow_run_id": own}, show=_progress())
-    create_markdown_artifact(as_markdown(outcome), key="sweep-result", description=f"sweep {outcome.name}")
+    show_markdown(as_markdown(outcome), key="sweep-result", description=f"sweep {outcome.name}")
     runs = [result.run_id for row in outcome.rows for result in row.results]
-    create_link_artifact(sweep_links(records, outcome.run_id, runs)[1], key="sweep-comparison", link_text="MLflow")
+    link = sweep_links(records, outcome.run_id, runs)[1]
+    patiently(lambda: create_link_artifact(link, key="sweep-comparison", link_text="MLflow"))
     get_run_logger().info("winner: %s", outcome.values or "params.yaml as it is")
     return outcome.values
 
@@ -55,7 +59,11 @@ def _progress() -> Any:
         if time.monotonic() - shown < _SHOWN_SECONDS and not finished:
             return
         shown = time.monotonic()
-        update_progress_artifact(artifact, 100 * standing.done / max(1, standing.planned), details(standing))
+        try:
+            with connection():
+                update_progress_artifact(artifact, 100 * standing.done / max(1, standing.planned), details(standing))
+        except AwayError:  # the bar is not the work
+            return
         if standing.done != logged:
             logged = standing.done
             logger.info("%d of %d trials; %s", standing.done, standing.planned, details(standing) or "none training")

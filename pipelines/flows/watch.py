@@ -5,12 +5,12 @@ The automation `retrain-on-drift` answers the event with a run of `retrain`, who
 """
 
 from prefect import flow, get_run_logger, runtime
-from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
 from coop_core.params import load_params
 from pipelines import paths
 from pipelines.console import prepare
+from pipelines.flows.client import show_markdown
 from pipelines.flows.lifeline import end_with_worker
 from pipelines.flows.names import on_server
 from pipelines.flows.pools import DRIFT, WATCHED
@@ -29,7 +29,7 @@ def watch() -> str:
     if isinstance(found, str):
         logger.info("%s", found)
         return found
-    create_markdown_artifact(as_markdown(found), key="watch")
+    show_markdown(as_markdown(found), key="watch")
     logger.info("%s", found.sentence)
     return found.sentence
 
