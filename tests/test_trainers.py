@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,15 @@ def test_a_listener_that_raises_ends_all_trainers_at_once(trainers):
     assert time.monotonic() - begun < 20
 
 
-def test_a_signal_ends_all_trainers_within_seconds(trainers):
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell's background jobs ignore the signal, and would wait for ever."""
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, own)
+
+
+def test_a_signal_ends_all_trainers_within_seconds(trainers, interruptible):
     threading.Timer(1.5, signal.raise_signal, (signal.SIGINT,)).start()
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
