@@ -121,6 +121,20 @@ def test_a_signal_ends_all_trainers_within_seconds(trainers, interruptible):
     assert time.monotonic() - begun < 20
 
 
+def test_a_signal_while_trainers_start_leaves_none(trainers, monkeypatch):
+    run, start = trainers(), threading.Thread.start
+
+    def start_one(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("trainer-"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with pytest.raises(KeyboardInterrupt):
+        heard(run, orders("slow-a"), orders("slow-b"))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("trainer-")]
+
+
 def test_trainers_that_ignore_the_request_end_in_the_time_of_one(trainers, monkeypatch):
     """Each is given time twice: until its command ends, then until its children have."""
     monkeypatch.setattr(processes, "_GRACE_SECONDS", 1.5)

@@ -63,10 +63,10 @@ class LocalTrainers:
             threading.Thread(target=self._work, args=(number, slot, todo, events), name=f"trainer-{number}")
             for number, slot in enumerate(self.slots[: len(groups)])
         ]
-        for thread in threads:
-            thread.start()
         left = len(threads)
         try:
+            for thread in threads:
+                thread.start()
             while left:
                 try:
                     event = events.get(timeout=1)  # so that a signal is noticed soon
@@ -81,7 +81,8 @@ class LocalTrainers:
         finally:
             self._stop()
             for thread in threads:
-                thread.join()
+                if thread.is_alive():  # a signal may come before all have started
+                    thread.join()
 
     def _stop(self) -> None:
         with self._lock:
