@@ -5,10 +5,11 @@ PostgreSQL runs as no root, so for root it is the user `postgres`, who is let th
 
 import os
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from keeping import Keeper, listens, run
+from keeping import Keeper, run
 
 from coop_core.errors import ServiceError
 
@@ -65,8 +66,14 @@ def start(keeper: Keeper, *, port: int, secrets: Mapping[str, str], cwd: Path) -
     keeper.start("postgresql", [*as_user, str(programs / "postgres"), "-D", str(data), "-p", str(port),
                                 "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="],
                  os.environ, cwd=cwd)  # fmt: skip
-    keeper.wait("postgresql", lambda: listens(port))
+    keeper.wait("postgresql", lambda: _accepts(programs, port))
     _make_databases(programs, port, secrets)
+
+
+def _accepts(programs: Path, port: int) -> bool:
+    """Whether it takes connections; after a crash it listens first and recovers then."""
+    asked = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    return subprocess.run(asked, check=False).returncode == 0
 
 
 def _as_user() -> list[str]:

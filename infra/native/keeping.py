@@ -110,12 +110,6 @@ def answers(address: str) -> bool:
     return True
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(2)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 def run(command: Sequence[str], *, told: str = "", environment: Mapping[str, str] | None = None,
         cwd: Path | None = None) -> str:  # fmt: skip
     """Run to the end, with `told` on its standard input -> what it said.
