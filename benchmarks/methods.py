@@ -111,11 +111,11 @@ def judged(params: Params, dataset: Dataset, backbone: Backbone, store: Path) ->
                        validation=CachedFeatures.of((), train[:0], device=backbone.device))  # fmt: skip
     fit(training)
     seconds = time.perf_counter() - started
-    labels = np.array([image.label for image in split.test])
+    wanted = np.array([image.label for image in split.test])
     images = torch.from_numpy(np.array(test[:, 0])).to(backbone.device)
 
     def accuracy(answers: Any) -> float:
-        return float((answers.probabilities(images).argmax(1).cpu().numpy() == labels).mean())
+        return float((answers.probabilities(images).argmax(1).cpu().numpy() == wanted).mean())
 
     ensemble = baselines.prompt_ensemble(backbone, split.class_names, params.baselines.ensemble_templates,
                                          own_template=split.template)  # fmt: skip

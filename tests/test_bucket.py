@@ -22,7 +22,8 @@ SOURCE = "s3://images/deep/file.bin"
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch, tmp_path):
-    """Small parts, and no proxy or credential of whoever runs the tests."""
+    """Small parts, and no proxy or credential of whoever runs the tests, or of a test before in this process."""
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     monkeypatch.setattr(bucket, "PART_BYTES", PART)
     for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION",
                  "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):  # fmt: skip
