@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from pipelines.commands import examination
 from pipelines.commands.examination import examine, print_findings
 from pipelines.finding import Finding, unused, well, wrong
+from pipelines.records import probes as records_probes
 from pipelines.records.probes import probe_mlflow
 from pipelines.records.server import connected
 from pipelines.services.probes import probe_clock, probe_machine, probe_prefect
@@ -310,3 +311,22 @@ def test_the_exit_status_is_of_what_was_found(tmp_path, variables, status):
 
     assert ended.returncode == status, ended.stdout + ended.stderr
     assert names_below(tmp_path) == set()
+
+
+def test_a_file_that_was_tried_elsewhere_is_removed(monkeypatch, tmp_path):
+    from mlflow.store.artifact import artifact_repository_registry
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    tried = []
+
+    class Elsewhere(LocalArtifactRepository):
+        def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+            super().log_artifact(local_file, artifact_path)
+            tried.extend(path.name for path in tmp_path.rglob("*.txt"))
+
+    monkeypatch.setattr(artifact_repository_registry, "get_artifact_repository",
+                        lambda place: Elsewhere((tmp_path / "bucket").as_uri()))  # fmt: skip
+    records_probes._write_there("s3://bucket/coop-doctor-1")
+
+    assert tried == ["probe.txt"]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

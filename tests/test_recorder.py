@@ -170,6 +170,18 @@ def test_pictures_count_and_go_with_their_rows(record, tmp_path):
     assert {path.with_suffix(".jsonl").exists() for path in (tmp_path / "records").glob("*.pictures")} == {True}
 
 
+def test_a_server_that_is_started_often_keeps_so_many_files(record, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.serving.recorder._FILES", 3)
+    for number in range(5):
+        recorder, metrics = record()
+        recorder.put(VERSION, str(number).encode(), said())
+        until(lambda metrics=metrics: count(metrics, "kept") == 1)
+    found = read_recorded(tmp_path / "records", run="run-3", at_most=10).rows
+
+    assert len(files_of(tmp_path / "records")) == 3
+    assert found[0].image == hashlib.sha256(b"4").hexdigest()
+
+
 def test_a_server_that_is_started_often_leaves_no_empty_files(record, tmp_path):
     for _ in range(5):
         record()

@@ -138,6 +138,19 @@ def test_without_new_answers_nothing_is_looked_at_again(settings):
     assert abs(before.alarm - time.time()) < 60
 
 
+def test_a_look_that_a_kill_left_open_is_none(settings):
+    send(settings, 40, moved=5)
+    looked(settings)
+    records = Records(settings)
+    champion = find_version("champion", records)
+    with records.asked() as client:
+        experiment = client.get_experiment_by_name(records.watches)
+        (whole,) = client.search_runs([experiment.experiment_id])
+        client.create_run(experiment.experiment_id, tags=whole.data.tags | {"coop.newest_record": "9999"})
+
+    assert last_look(records, version_run=champion.run_id).newest == 5039.0
+
+
 def test_too_few_images_are_told_and_judge_nothing(settings):
     send(settings, 10, moved=5)
     found, asked = looked(settings)
