@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -344,16 +344,8 @@ def free_ports(count: int) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="VICTIM:SIGNAL", help="of those that --list shows")
-    parser.add_argument("--list", action="store_true")
-    arguments = parser.parse_args()
     every = [f"{victim}:{name}" for victim in (*LOCAL, *SWEEP, *RETRAIN) for name in SIGNALS]
-    if arguments.list:
-        Console().print("\n".join(every), highlight=False)
-        return
-    wanted = arguments.only or every
-    if unknown := sorted(set(wanted) - set(every)):
-        parser.error(f"{', '.join(unknown)}: not among those that --list shows")
+    wanted = chosen(parser, every, metavar="VICTIM:SIGNAL").only
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("stopped"))
     rows = []
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
@@ -375,6 +367,19 @@ def main() -> None:
     show(rows)
     if left or not all(row.well for row in rows):
         sys.exit(f"not well: {[f'{r.victim}:{r.signal}' for r in rows if not r.well]}, left running: {left}")
+
+
+def chosen(parser: argparse.ArgumentParser, every: Sequence[str], *, metavar: str) -> argparse.Namespace:
+    """What the command line says; `only` are the rows to run, all of them where it names none."""
+    parser.add_argument("--only", nargs="+", metavar=metavar, default=list(every), help="of those that --list shows")
+    parser.add_argument("--list", action="store_true")
+    found = parser.parse_args()
+    if found.list:
+        Console().print("\n".join(every), highlight=False)
+        sys.exit()
+    if unknown := sorted(set(found.only) - set(every)):
+        parser.error(f"{', '.join(unknown)}: not among those that --list shows")
+    return found
 
 
 def environment_of(process: psutil.Process) -> dict[str, str]:

@@ -23,12 +23,9 @@ from typing import Any
 from kill_matrix import Playground, change
 from rich.console import Console
 from rich.table import Table
-from team import ENDED, MODEL, PROJECT, Team
+from team import ENDED, Team
 
-from coop_core.artifact import read_artifact
 from coop_core.files import write_json
-from pipelines.records.registry import fetch_prompt
-from pipelines.records.server import Records, connected
 from pipelines.records.trials import TRIAL
 
 
@@ -43,8 +40,7 @@ def main() -> None:
         try:
             installed = team.topology("install")
             assert installed.returncode == 0, installed.stderr
-            begun = team.topology("up", "--project", PROJECT, "--gpu-workers", str(given.workers))
-            assert begun.returncode == 0, begun.stdout + begun.stderr
+            team.up("--gpu-workers", str(given.workers))
             found = run(team, given.trials)
         finally:
             team.topology("down")
@@ -112,13 +108,9 @@ def _faults(team: Team, runs: list[Any], trials: int, promoted: list[str]) -> li
     states = Counter(one["state"]["type"] for one in team.prefect("flow_runs/filter", {"limit": 200}))
     if not set(states) <= {*ENDED, "SCHEDULED"} or states["FAILED"] or states["CRASHED"]:
         found.append(f"flow runs {dict(states)}")
-    with connected(team.settings) as mlflow:
-        versions = list(mlflow.MlflowClient().search_model_versions(f"name = '{MODEL}'"))
-    if sorted(version.version for version in versions) != sorted(set(promoted)):
-        found.append(f"versions {[version.version for version in versions]}, promoted {promoted}")
-    for version in versions:
-        with tempfile.TemporaryDirectory() as target:
-            read_artifact(fetch_prompt(f"{MODEL}/{version.version}", Records(team.settings), Path(target)))
+    versions = [version.version for version in team.versions()]
+    if sorted(versions) != sorted(set(promoted)):
+        found.append(f"versions {versions}, promoted {promoted}")
     if promoted and team.champion() != promoted[-1]:
         found.append(f"champion {team.champion()}, promoted last {promoted[-1]}")
     return found

@@ -17,6 +17,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,13 +35,12 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from kill_matrix import ROOT, TRIALS, Playground, change
+from kill_matrix import ROOT, TRIALS, Playground, change, chosen, ended
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from team import MODEL, PROJECT, Team, wait_until
+from team import MODEL, Team, wait_until
 
-from coop_core.artifact import read_artifact
 from coop_core.files import digest_file, write_json
 from pipelines.records.registry import fetch_prompt
 from pipelines.records.server import Records, connected
@@ -146,10 +146,6 @@ class Scene:
         assert found is not None, name
         return found
 
-    def up(self) -> None:
-        begun = self.team.topology("up", "--project", PROJECT)
-        assert begun.returncode == 0, begun.stdout + begun.stderr
-
     def recover(self) -> float:
         """Seconds until the doctor finds everything well."""
         begun = time.monotonic()
@@ -171,7 +167,7 @@ def killed(scene: Scene, *names: str) -> Iterator[None]:
                 process.kill()
         psutil.wait_procs(family, 10)
     yield
-    scene.up()
+    scene.team.up()
 
 
 @contextmanager
@@ -189,7 +185,7 @@ def frozen(scene: Scene, *names: str) -> Iterator[None]:
 
 
 @contextmanager
-def filled(place: Path) -> Iterator[None]:
+def filled(scene: Scene, place: Path) -> Iterator[None]:
     """Not a byte is left on the disk."""
     filler = place / "filler"
     with filler.open("wb") as file:
@@ -204,10 +200,8 @@ def filled(place: Path) -> Iterator[None]:
     finally:
         filler.unlink()
     with contextlib.suppress(AssertionError):  # what ended for want of room is started again
-        Scene.up(SCENES[place.parent])
+        scene.team.up()
 
-
-SCENES: dict[Path, Scene] = {}
 
 OUTAGES: dict[str, Callable[[Scene], AbstractContextManager[None]]] = {
     "nothing": lambda scene: contextlib.nullcontext(),
@@ -222,8 +216,8 @@ OUTAGES: dict[str, Callable[[Scene], AbstractContextManager[None]]] = {
     "a trial worker killed": lambda scene: killed(scene, "worker-gpu-0"),
     "the flows' worker killed": lambda scene: killed(scene, "worker-cpu"),
     "coop serve killed": lambda scene: killed(scene, "serve"),
-    "disk of the clone full": lambda scene: filled(scene.folder / "first"),
-    "disk of the servers full": lambda scene: filled(scene.services),
+    "disk of the clone full": lambda scene: filled(scene, scene.folder / "first"),
+    "disk of the servers full": lambda scene: filled(scene, scene.services),
 }
 WORKS = ("sweep", "retraining")
 LINKS = ("dvc push, cut", "dvc push, slow", "dvc pull, cut", "S3 source, cut", "S3 source, slow",
@@ -262,7 +256,7 @@ def lost_trials(team: Team, since: float) -> str:
 def during_retraining(scene: Scene, row: Row) -> None:
     """A retraining is in its stage `train`; then what comes after it is missing what it needs."""
     team = scene.team
-    before = len(versions(team))
+    before = len(team.versions())
     team.first.params(epochs=150)
     begun = time.monotonic()
     run = team.begin_retraining()
@@ -279,18 +273,9 @@ def during_retraining(scene: Scene, row: Row) -> None:
     row.lost = damage(team, before + 1)
 
 
-def versions(team: Team) -> list[Any]:
-    with connected(team.settings) as mlflow:
-        return list(mlflow.MlflowClient().search_model_versions(f"name = '{MODEL}'"))
-
-
 def damage(team: Team, expected: int) -> str:
     """What the registry lacks: every version loads, its run is finished, and the last one has the alias."""
-    found = versions(team)
-    records = Records(team.settings)
-    for version in found:
-        with tempfile.TemporaryDirectory() as target:
-            read_artifact(fetch_prompt(f"{MODEL}/{version.version}", records, Path(target)))
+    found = team.versions()
     with connected(team.settings) as mlflow:
         states = {mlflow.MlflowClient().get_run(version.run_id).info.status for version in found}
     if len(found) != expected or states != {"FINISHED"}:
@@ -309,11 +294,13 @@ def through_link(scene: Scene, row: Row) -> None:
         file = second.folder / name
         file.write_text(file.read_text().replace(f":{link.port}", f":{link.own_port}"))
     prepare, words, check = {
-        "dvc push": (lambda: new_blob(second), ("-m", "dvc", "push", "blob.bin.dvc"), lambda: blob_arrives(second)),
-        "dvc pull": (lambda: pushed_blob(second), ("-m", "dvc", "pull", "blob.bin.dvc"), lambda: blob_is_here(second)),
+        "dvc push": (lambda: new_blob(team, second), ("-m", "dvc", "push", "blob.bin.dvc"),
+                     lambda: blob_arrives(team, second)),
+        "dvc pull": (lambda: pushed_blob(team, second), ("-m", "dvc", "pull", "blob.bin.dvc"),
+                     lambda: blob_is_here(second)),
         "S3 source": (lambda: new_source(scene, second), ("-m", "dvc", "repro", "download"),
                       lambda: source_is_here(second)),
-        "record of a run": (lambda: ready_to_track(second), ("-m", "dvc", "repro"), lambda: tracked(scene, second)),
+        "record of a run": (lambda: second.params(epochs=20), ("-m", "dvc", "repro"), lambda: tracked(scene, second)),
         "sweep here": (lambda: second.params(epochs=150), ("-m", "pipelines.commands.cli", "sweep", "--local"),
                        lambda: lost_trials(team, since)),
     }[what]  # fmt: skip
@@ -352,32 +339,27 @@ def second_clone(scene: Scene) -> Playground:
     return second
 
 
-def dvc(clone: Playground, *words: str) -> None:
-    subprocess.run([sys.executable, "-m", "dvc", *words], cwd=clone.folder, env=clone.environment, check=True,
-                   capture_output=True)  # fmt: skip
-
-
-def new_blob(clone: Playground) -> None:
+def new_blob(team: Team, clone: Playground) -> None:
     (clone.folder / "blob.bin").write_bytes(random.Random(clone.round).randbytes(FILE_MEGABYTES << 20))
-    dvc(clone, "add", "blob.bin")
+    team.dvc(clone, "add", "blob.bin")
 
 
-def pushed_blob(clone: Playground) -> None:
-    new_blob(clone)
+def pushed_blob(team: Team, clone: Playground) -> None:
+    new_blob(team, clone)
     (clone.folder / "expected").write_text(digest_file(clone.folder / "blob.bin"))
-    dvc(clone, "push", "blob.bin.dvc")
+    team.dvc(clone, "push", "blob.bin.dvc")
     forget_blob(clone)
 
 
 def forget_blob(clone: Playground) -> None:
     (clone.folder / "blob.bin").unlink(missing_ok=True)
-    subprocess.run(["rm", "-rf", str(clone.folder / ".dvc/cache")], check=True)
+    shutil.rmtree(clone.folder / ".dvc/cache")
 
 
-def blob_arrives(clone: Playground) -> str:
+def blob_arrives(team: Team, clone: Playground) -> str:
     expected = digest_file(clone.folder / "blob.bin")
     forget_blob(clone)
-    dvc(clone, "pull", "blob.bin.dvc")
+    team.dvc(clone, "pull", "blob.bin.dvc")
     return "nothing" if digest_file(clone.folder / "blob.bin") == expected else "the file differs"
 
 
@@ -420,10 +402,6 @@ def source_is_here(clone: Playground) -> str:
     return "nothing" if found == 72 else f"{72 - found} of 72 images"
 
 
-def ready_to_track(clone: Playground) -> None:
-    clone.params(epochs=20)
-
-
 def tracked(scene: Scene, clone: Playground) -> str:
     version = json.loads((clone.folder / "artifacts/tracked.json").read_text())["model_version"]
     with tempfile.TemporaryDirectory() as target:
@@ -432,15 +410,6 @@ def tracked(scene: Scene, clone: Playground) -> str:
         same = bool(own) and own.items() <= {path.name: digest_file(path) for path in fetched.iterdir()}.items()
     running = scene.team.runs("attributes.status = 'RUNNING'")
     return "nothing" if same and not running else f"the version differs, or {len(running)} runs are open"
-
-
-def ended(command: subprocess.Popen[Any]) -> str:
-    try:
-        status = command.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        command.kill()
-        return "no end"
-    return "done" if status == 0 else f"exit {status}"
 
 
 def last_line(text: str) -> str:
@@ -466,7 +435,7 @@ def play(scene: Scene, wanted: list[str], rows: list[Row], json_file: Path | Non
     installed = team.topology("install")
     if installed.returncode:
         raise SystemExit(installed.stderr)
-    scene.up()
+    team.up()
     team.share(team.first)
     team.first.params(epochs=4)
     assert team.retrain()["state"]["type"] == "COMPLETED"
@@ -504,23 +473,16 @@ def show(rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="OUTAGE:WORK", help="of those that --list shows")
-    parser.add_argument("--list", action="store_true")
     parser.add_argument("--json", type=Path, help="written after every row")
-    arguments = parser.parse_args()
     every = [f"{outage}:{work}" for work in WORKS for outage in OUTAGES] + [f"link:{work}" for work in LINKS]
-    if arguments.list:
-        Console().print("\n".join(every), highlight=False)
-        return
-    wanted = arguments.only or every
-    if unknown := sorted(set(wanted) - set(every)):
-        parser.error(f"{', '.join(unknown)}: not among those that --list shows")
+    arguments = chosen(parser, every, metavar="OUTAGE:WORK")
+    wanted = arguments.only
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("stopped"))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="outages-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with small_disk(folder / "services", 4000) as first, small_disk(folder / "first", 3000) as second:
-            scene = SCENES[folder] = Scene(folder)
+            scene = Scene(folder)
             if not (first and second):
                 wanted = [one for one in wanted if not one.startswith("disk")]
                 Console(stderr=True).print("no disks of its own here (root only): rows of full disks are left out")

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 import httpx
 from kill_matrix import Playground
 
-from pipelines.records.server import connected, pages
+from coop_core.artifact import read_artifact
+from pipelines.records.registry import fetch_prompt
+from pipelines.records.server import Records, connected, pages
 from pipelines.settings import Settings
 
 PROJECT = "team"
@@ -35,6 +38,11 @@ class Team:
     def topology(self, command: str, *more: str) -> subprocess.CompletedProcess[str]:
         program = [sys.executable, str(self.first.folder / "infra/native/topology.py"), command]
         return self.run(self.first, *program, str(self.folder / "services"), *more)
+
+    def up(self, *more: str) -> None:
+        """Start what does not run."""
+        begun = self.topology("up", "--project", PROJECT, *more)
+        assert begun.returncode == 0, begun.stdout + begun.stderr
 
     def run(self, clone: Playground, *words: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         ended = subprocess.run(words, cwd=clone.folder, env=clone.environment, capture_output=True, text=True,
@@ -96,6 +104,15 @@ class Team:
         with connected(self.settings) as mlflow:
             found = mlflow.MlflowClient().search_registered_models(f"name = '{MODEL}'")
             return dict(found[0].aliases).get("champion") if found else None
+
+    def versions(self) -> list[Any]:
+        """Of the model, each of which was fetched and read whole."""
+        with connected(self.settings) as mlflow:
+            found = list(mlflow.MlflowClient().search_model_versions(f"name = '{MODEL}'"))
+        for version in found:
+            with tempfile.TemporaryDirectory() as target:
+                read_artifact(fetch_prompt(f"{MODEL}/{version.version}", Records(self.settings), Path(target)))
+        return found
 
     def runs(self, wanted: str) -> list[Any]:
         """Runs of every experiment that the filter lets through."""

@@ -24,8 +24,11 @@ class WithoutDeployments(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         known = {"/api/admin/version": version("prefect"), "/api/health": True}
-        body = json.dumps(known.get(self.path, {"detail": "Deployment not found"})).encode()
-        self.send_response(200 if self.path in known else 404)
+        self.reply(200 if self.path in known else 404, known.get(self.path, {"detail": "Deployment not found"}))
+
+    def reply(self, status: int, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -121,16 +124,11 @@ class WithoutDatabase(WithoutDeployments):
     answers: ClassVar[list[int]] = []
 
     def do_GET(self) -> None:
-        if RUN not in self.path:
-            return super().do_GET()
-        status = self.answers.pop(0) if self.answers else 200
-        body = json.dumps({"id": RUN, "flow_id": RUN, "name": "brave-otter"} if status == 200 else {}).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-        return None
+        if RUN in self.path:
+            status = self.answers.pop(0) if self.answers else 200
+            self.reply(status, {"id": RUN, "flow_id": RUN, "name": "brave-otter"} if status == 200 else {})
+        else:
+            super().do_GET()
 
 
 @pytest.mark.parametrize(

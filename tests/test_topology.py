@@ -29,8 +29,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     if installed.returncode == 2:
         pytest.skip(f"this machine cannot have the servers: {installed.stderr.strip()}")
     try:
-        begun = found.topology("up", "--project", PROJECT)
-        assert begun.returncode == 0, begun.stdout + begun.stderr
+        found.up()
         found.share(found.first)
         found.first.params(epochs=4)
         yield found

@@ -15,7 +15,6 @@ from pipelines.flows.client import (
     AwayError,
     DeployedTrainers,
     cancel_orphans,
-    connection,
     patiently,
     show_markdown,
 )
@@ -60,8 +59,8 @@ def _progress() -> Any:
             return
         shown = time.monotonic()
         try:
-            with connection():
-                update_progress_artifact(artifact, 100 * standing.done / max(1, standing.planned), details(standing))
+            percent = 100 * standing.done / max(1, standing.planned)
+            patiently(lambda: update_progress_artifact(artifact, percent, details(standing)), seconds=0)
         except AwayError:  # the bar is not the work
             return
         if standing.done != logged:
