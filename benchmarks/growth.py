@@ -67,11 +67,11 @@ def grow_images(clone: Playground, count: int) -> dict[str, Any]:
     paint(clone.folder / "images", classes=10, images=count // 10)
     clone.params(epochs=2)
     change(clone.folder, split={"shots": 16, "test_per_class": None})
-    rows = {stage: dvc(clone, "repro", "--single-item", stage) for stage in ("download", "split", "features")}
+    rows = {stage: dvc(clone, "repro", stage) for stage in ("download", "split", "features")}
     rest = dvc(clone, "repro")
     return {
         **rows, "the other stages": rest, "dvc repro, nothing new": dvc(clone, "repro"),
-        "features": megabytes(clone.folder / "artifacts/features"), "cache": megabytes(clone.folder / ".dvc/cache"),
+        "feature files": megabytes(clone.folder / "artifacts/features"), "cache": megabytes(clone.folder / ".dvc/cache"),
     }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def grow_classes(clone: Playground, count: int) -> dict[str, Any]:
     change(clone.folder, split={"shots": 1, "test_per_class": 2}, train={"warmup_epochs": 0})
     dvc(clone, "repro", "features")
     stages = ("baselines", "train", "evaluate", "report", "track")
-    rows = {stage: dvc(clone, "repro", "--single-item", stage) for stage in stages}
+    rows = {stage: dvc(clone, "repro", stage) for stage in stages}
     image = next((clone.folder / "images").rglob("*.jpg"))
     return {
         **rows, "steps of train": max(1, count // 32), "coop predict": coop(clone, "predict", str(image)),
