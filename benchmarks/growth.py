@@ -71,7 +71,8 @@ def grow_images(clone: Playground, count: int) -> dict[str, Any]:
     rest = dvc(clone, "repro")
     return {
         **rows, "the other stages": rest, "dvc repro, nothing new": dvc(clone, "repro"),
-        "feature files": megabytes(clone.folder / "artifacts/features"), "cache": megabytes(clone.folder / ".dvc/cache"),
+        "feature files": megabytes(clone.folder / "artifacts/features"),
+        "cache": megabytes(clone.folder / ".dvc/cache"),
     }  # fmt: skip
 
 
