@@ -96,7 +96,7 @@ class Playground:
         )  # fmt: skip
         self.records = Records(self.settings)
         text = (f"COOP_PREFECT_PORT={ports[0]}\nCOOP_MLFLOW_PORT={ports[1]}\nCOOP_SERVE_PORT={ports[2]}\n"
-                "COOP_RETRAIN_CRON=0 0 1 1 *\n")  # fmt: skip
+                "COOP_RETRAIN_CRON=0 0 29 2 *\nCOOP_WATCH_CRON=0 0 29 2 *\n")  # fmt: skip
         (folder / ".env").write_text(text + f"COOP_PREFECT_API_URL={self.settings.prefect_api_url}\n")
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("COOP_", "MLFLOW_", "PREFECT_"))},

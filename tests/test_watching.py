@@ -151,6 +151,27 @@ def test_a_look_that_a_kill_left_open_is_none(settings):
     assert last_look(records, version_run=champion.run_id).newest == 5039.0
 
 
+def test_a_look_is_of_one_version(settings):
+    send(settings, 40, moved=5)
+    looked(settings)
+
+    assert last_look(Records(settings), version_run="of another version") is None
+
+
+def test_a_retraining_that_could_not_be_asked_for_is_asked_for_by_the_next_look(settings):
+    """As behind a kill between the asking and the record."""
+    send(settings, 40, moved=5)
+
+    def fail(found: Look) -> None:
+        raise ConnectionError("Prefect is away")
+
+    with pytest.raises(ConnectionError):
+        watch(Records(settings), PARAMS, ask=fail)
+    found, asked = looked(settings)
+
+    assert asked == [found]
+
+
 def test_too_few_images_are_told_and_judge_nothing(settings):
     send(settings, 10, moved=5)
     found, asked = looked(settings)
