@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -234,12 +235,14 @@ def during_sweep(scene: Scene, row: Row) -> None:
     with OUTAGES[row.outage](scene):
         time.sleep(AWAY if row.outage != "nothing" else 0)
     row.recovered = scene.recover()
-    row.ended = ended(command)
+    row.ended, said = ended(command), team.first.said()
     row.seconds = time.monotonic() - begun
-    if row.ended != "done":
-        row.said = last_line(team.first.said())
-        row.again = ended(team.first.coop("sweep"))
     row.lost = lost_trials(team, since)
+    if row.ended != "done" or row.lost != "nothing":
+        counted = [line for line in said.splitlines() if re.match(r"\d+ trials", line)]
+        row.said = counted[0] if counted else last_line(said)
+        row.again = ended(team.first.coop("sweep"))
+        row.lost = lost_trials(team, since)
 
 
 def trials(team: Team, since: float, status: str) -> list[Any]:

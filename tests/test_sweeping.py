@@ -215,7 +215,8 @@ def test_failures_below_the_threshold_are_counted_and_shown(records, capsys):
 
     print_outcome(outcome, records)
     out = capsys.readouterr().out
-    assert "6 trials, 2 failed" in out
+    assert "6 trials, 2 failed: `coop sweep` again trains those and chooses anew\n" in out
+    assert "6 trials, 2 failed: `coop sweep` again" in as_markdown(outcome)
     assert "failed      the loss became nan" in out
 
 
