@@ -1,11 +1,12 @@
-"""A project is kept, destroyed, and put back under another path: its champion answers, from SQLite and PostgreSQL."""
+"""A project is kept, destroyed, and put back under another path and host name: its champion answers, from SQLite and
+PostgreSQL."""
 
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ pytestmark = [
 ROOT = Path(__file__).parents[1]
 PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 BUCKET = "s3://records/mlflow"
+OTHER_HOST = ("unshare", "--uts", "sh", "-c", 'hostname other-host && exec "$@"', "sh") if os.geteuid() == 0 else ()
+"""Before a command: it runs on a machine of another name; for root alone."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,9 +68,9 @@ def make_project(folder: Path, prompt: Path, address: str, location: str | None 
         os.chdir(before)
 
 
-def coop(folder: Path, *words: str, **variables: str) -> str:
-    """What a command of ours says, in a folder, as another process and under another host's name."""
-    command = [sys.executable, "-m", "pipelines.commands.cli", *words]
+def coop(folder: Path, *words: str, on: Sequence[str] = (), **variables: str) -> str:
+    """What a command of ours says, in a folder, as another process."""
+    command = [*on, sys.executable, "-m", "pipelines.commands.cli", *words]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COOP_", "MLFLOW_"))}
     ended = subprocess.run(command, cwd=folder, env=environment | {"PYTHONPATH": PATH} | variables,
                            capture_output=True, text=True, timeout=300)  # fmt: skip
@@ -75,22 +78,27 @@ def coop(folder: Path, *words: str, **variables: str) -> str:
     return ended.stdout
 
 
-def answer(folder: Path, **variables: str) -> str:
+def answer(folder: Path, *, on: Sequence[str] = (), **variables: str) -> str:
     paint(folder / "photo.png", 1)
-    return coop(folder, "predict", "--model", "coop-toys@champion", str(folder / "photo.png"), **variables)
+    words = ("predict", "--model", "coop-toys@champion", str(folder / "photo.png"))
+    return coop(folder, *words, on=on, **variables)
 
 
-def test_the_champion_answers_from_another_path(prompt, tmp_path):
-    old, new = tmp_path / "old place", tmp_path / "new"
+def test_the_champion_answers_from_another_path_and_host(prompt, tmp_path):
+    name = [sys.executable, "-c", "import socket; print(socket.gethostname())"]
+    here, there = (subprocess.check_output([*on, *name], text=True).strip() for on in ((), OTHER_HOST))
+    assert (here != there) == (os.geteuid() == 0)
+    old, new = tmp_path / "old place", tmp_path / "new place"
     make_project(old, prompt, f"sqlite:///{old}/mlflow.db")
     said = answer(old)
     coop(old, "backup", str(tmp_path / "backup.tar"))
     shutil.rmtree(old)
     new.mkdir()
     (new / "dvc.yaml").touch()
-    put = coop(new, "restore", str(tmp_path / "backup.tar"))
+    put = coop(new, "restore", str(tmp_path / "backup.tar"), on=OTHER_HOST)
+    assert put.startswith(f"from {here}:{old}, ")
     assert f"files: {new}/mlruns" in put
-    assert answer(new).split("\t", 1)[1] == said.split("\t", 1)[1]
+    assert answer(new, on=OTHER_HOST).split("\t", 1)[1] == said.split("\t", 1)[1]
 
 
 @pytest.fixture(scope="module")
