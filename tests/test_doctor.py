@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from coop_core.errors import ServiceError
 from pipelines.commands import examination
 from pipelines.commands.examination import examine, print_findings
 from pipelines.finding import Finding, unused, well, wrong
@@ -282,10 +283,29 @@ def test_a_card_without_a_bucket_needs_none(make, tmp_path):
 def test_a_check_that_comes_to_no_end_does_not_keep_the_table(make, monkeypatch):
     monkeypatch.setattr(examination, "WITHIN_SECONDS", 0.2)
     monkeypatch.setattr(examination, "probe_remote", lambda: iter(lambda: time.sleep(30), None))
-    for name in ("probe_mlflow", "probe_prefect", "probe_clock", "probe_machine", "probe_sources"):
-        monkeypatch.setattr(examination, name, lambda settings: [well("this", "is well")])
+    others_are_well(monkeypatch)
 
     assert "came to no end" in by_name(examine(make()))["DVC remote"].said
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [(ServiceError("it does not answer: start it"), wrong("DVC remote", "it does not answer: start it")),
+     (ImportError(name="s3fs"), unused("DVC remote", "cannot be looked at without the Python module s3fs"))],
+)  # fmt: skip
+def test_a_check_that_fails_is_a_line_of_the_table(make, monkeypatch, fault, found):
+    def fail() -> list[Finding]:
+        raise fault
+
+    monkeypatch.setattr(examination, "probe_remote", fail)
+    others_are_well(monkeypatch)
+
+    assert by_name(examine(make()))["DVC remote"] == found
+
+
+def others_are_well(monkeypatch) -> None:
+    for name in ("probe_mlflow", "probe_prefect", "probe_clock", "probe_machine", "probe_sources"):
+        monkeypatch.setattr(examination, name, lambda settings: [well("this", "is well")])
 
 
 def test_the_table_fits_eighty_columns_and_says_whether_all_is_well(capsys):
