@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import boto3
+import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -27,6 +30,7 @@ from pipelines.records.probes import probe_mlflow
 from pipelines.records.server import connected
 from pipelines.services.probes import probe_clock, probe_machine, probe_prefect
 from pipelines.settings import Settings
+from pipelines.sources import bucket
 from pipelines.sources.probes import probe_remote, probe_sources
 
 ROOT = Path(__file__).parents[1]
@@ -220,6 +224,16 @@ def test_a_full_disk_is_wrong(make, monkeypatch):
     assert by_name(probe_machine(make()))["disk"].state == "wrong"
 
 
+def test_a_full_disk_of_the_cache_is_wrong(make, monkeypatch, tmp_path):
+    usage = shutil.disk_usage(tmp_path)
+    full = {str(tmp_path / "elsewhere"): usage._replace(free=10**8)}
+    monkeypatch.setattr("shutil.disk_usage", lambda place: full.get(str(place), usage._replace(free=10**12)))
+    (tmp_path / "elsewhere").mkdir()
+    said = by_name(probe_machine(make(cache_folder=tmp_path / "elsewhere/cache")))["disk"].said
+
+    assert said.startswith(f"0.1 GB free at {tmp_path}/elsewhere: free space, or set COOP_CACHE_FOLDER elsewhere")
+
+
 def test_a_device_that_is_not_there_is_wrong(make, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     settings = make().model_copy(update={"device": "cuda"})
@@ -272,6 +286,46 @@ def test_a_remote_on_s3_that_is_away_is_wrong_and_shows_no_secret(make, tmp_path
     assert found.state == "wrong"
     assert f"{address} does not answer" in found.said
     assert "hidden-word" not in found.said
+
+
+@pytest.fixture
+def store(make, monkeypatch, s3_endpoint) -> Any:
+    """A client of an S3 server with a bucket that forgets nothing."""
+    make()
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    httpx.post(f"{s3_endpoint}/moto-api/reset", trust_env=False)
+    client = bucket.connect(s3_endpoint, "key", "secret", region="us-east-1")
+    client.create_bucket(Bucket="bucket")
+    client.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
+    return client
+
+
+@pytest.mark.parametrize(("name", "state"), [("bucket", "well"), ("no-bucket", "wrong")])
+def test_a_remote_on_s3_is_written_and_left_as_it_was(store, s3_endpoint, tmp_path, name, state):
+    with_remote(tmp_path, f"url = s3://{name}/dvc", f"endpointurl = {s3_endpoint}", "access_key_id = key",
+                "secret_access_key = secret", "region = us-east-1")  # fmt: skip
+    (found,) = probe_remote()
+    history = store.list_object_versions(Bucket="bucket")
+
+    assert found.state == state
+    assert len(history.get("Versions", [])) == len(history.get("DeleteMarkers", [])) == (state == "well")
+
+
+def test_a_source_on_s3_is_read(store, make, s3_endpoint, tmp_path):
+    card = ("name: pictures\ntitle: pictures\nlayout: folders\nfiles:\n  - name: a.tar\n    unpack: true\n"
+            f"    sha256: {'a' * 64}\n    sources: [s3://bucket/a.tar]\n")  # fmt: skip
+    (tmp_path / "card.yaml").write_text(card)
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("data/source/fashion-mnist.yaml", "card.yaml"))
+    keys = {name: SecretStr("key") for name in ("s3_access_key_id", "s3_secret_access_key")}
+    settings = make(s3_endpoint_url=s3_endpoint, **keys)
+
+    (missing,) = probe_sources(settings)
+    store.put_object(Bucket="bucket", Key="a.tar", Body=b"content")
+    assert missing.state == "wrong"
+    assert "a.tar" in missing.said
+    assert list(probe_sources(settings)) == [well("S3 sources", "bucket: readable")]
 
 
 def test_a_card_without_a_bucket_needs_none(make, tmp_path):
