@@ -131,6 +131,23 @@ def test_records_that_can_be_written_are_well_and_nothing_of_the_trial_stays(mak
     assert names_below(tmp_path) == before
 
 
+def test_a_registry_that_may_only_be_read_is_wrong(make, monkeypatch, tmp_path):
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+
+    def refuse(client: Any, name: str) -> None:
+        raise MlflowException("Permission denied", PERMISSION_DENIED)
+
+    settings = make(tracking_uri=f"sqlite:///{tmp_path}/own.db")
+    with connected(settings) as mlflow:
+        mlflow.MlflowClient().create_experiment("coop", artifact_location=(tmp_path / "files").as_uri())
+    monkeypatch.setattr("mlflow.tracking.client.MlflowClient.create_registered_model", refuse)
+    found = by_name(probe_mlflow(settings))
+
+    assert (found["tracking"].state, found["registry write"].state) == ("well", "wrong")
+    assert "forbids this (403)" in found["registry write"].said
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a folder that is nobody's to write: /proc, which root reads too")
 def test_a_place_of_files_that_cannot_be_written_is_wrong_with_its_name(make, tmp_path):
     settings = make(tracking_uri=f"sqlite:///{tmp_path}/own.db")

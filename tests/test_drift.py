@@ -57,7 +57,10 @@ def test_lower_confidences_are_noticed_with_the_answers_they_cost():
 def test_another_mix_of_classes_is_no_other_kind_of_image():
     random = np.random.default_rng(4)
 
-    assert raised(toy_seen(random, [40, 40, 40]), toy_seen(random, [60, 10, 10])) == ["labels"]
+    reference, sent = toy_seen(random, [40, 40, 40]), toy_seen(random, [60, 10, 10])
+
+    assert raised(reference, sent) == ["labels"]
+    assert compare(reference, sent, LIMITS, random=random).signs[0].value < 0.6
 
 
 def test_a_limit_that_is_not_passed_raises_nothing_however_rare_it_is():

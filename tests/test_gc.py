@@ -48,10 +48,12 @@ def settings(server, monkeypatch, tmp_path) -> Settings:
 def run(settings) -> Callable[..., str]:
     """A run that ended forty days ago, with a file -> its id."""
 
-    def make(status: str = "FINISHED", *, trial: bool = False, deleted: bool = False, **tags: str) -> str:
+    def make(
+        status: str = "FINISHED", *, trial: bool = False, sweep: bool = False, deleted: bool = False, **tags: str
+    ) -> str:
         with connected(settings) as mlflow:
             client = mlflow.MlflowClient()
-            name = settings.experiment + ("-sweeps" if trial else "")
+            name = settings.experiment + ("-sweeps" if trial or sweep else "")
             tags = tags | ({retention.TRIAL: "key"} if trial else {})
             found = client.create_run(Records(settings).find_experiment(client, name), tags=tags).info.run_id
             client.log_text(found, "x" * 1000, "file.txt")
@@ -91,7 +93,7 @@ def register(settings: Settings, run_id: str, tag: Callable[..., Any] = lambda c
 def test_failed_trials_go_to_the_bin_and_out_of_it_when_they_have_lain_there_as_long(settings, run):
     failed, killed = run("FAILED", trial=True), run("KILLED", trial=True)
     run(trial=True)  # finished
-    run("FAILED")  # no trial
+    run("FAILED"), run("FAILED", sweep=True)  # no trials
     assert sorted(spent(settings)) == sorted([(TRIALS, failed), (TRIALS, killed)])
     assert spent(settings, days=50) == []
 
@@ -106,6 +108,23 @@ def test_what_was_deleted_long_ago_goes_with_its_files(settings, run, tmp_path):
     assert discard(settings) == 1
     assert gone not in ids(settings)
     assert [place.name for place in (tmp_path / "mlruns").iterdir()] == [there]
+
+
+def test_a_run_that_somebody_took_out_of_the_bin_meanwhile_stays(settings, run):
+    back = run(deleted=True)
+    found = retention.find_spent(Records(settings), days=30).spent
+    with connected(settings) as mlflow:
+        mlflow.MlflowClient().restore_run(back)
+    retention.discard(found, Records(settings))
+
+    assert back in ids(settings)
+
+
+def test_a_sweep_is_finished_when_its_winner_is_on_record(settings, run):
+    for name, tags in {"whole": {"coop.winner": "seed 1"}, "without": {}, "killed": {"coop.winner": "seed 2"}}.items():
+        run("KILLED" if name == "killed" else "FINISHED", sweep=True, **{"mlflow.runName": name}, **tags)
+
+    assert retention.finished_sweeps(Records(settings)) == {"whole"}
 
 
 def test_a_run_that_a_version_refers_to_stays_even_in_the_bin(settings, run):
@@ -198,6 +217,7 @@ def test_a_feature_store_goes_when_nobody_has_opened_it(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two", "three"):
         FeatureStore(tmp_path / "features" / name)
+    touched(tmp_path / "features/of somebody else/file")
     age(tmp_path / "features")
     FeatureStore(tmp_path / "features/two")  # read, and nothing is written
     found = leavings.find_leavings(tmp_path, days=30, sweeps=[])
@@ -205,6 +225,9 @@ def test_a_feature_store_goes_when_nobody_has_opened_it(monkeypatch, tmp_path):
     with (tmp_path / "features/one" / LOCK).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert [leavings.remove(one, days=30) for one in found] == [False, True]
+    FeatureStore(tmp_path / "features/one")  # opened since the list was made
+    assert not leavings.remove(found[0], days=30)
+    age(tmp_path / "features")
     assert leavings.remove(found[0], days=30)
 
 
