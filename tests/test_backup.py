@@ -1,5 +1,6 @@
 """`coop backup` and `coop restore`: what is kept comes back, elsewhere too; what is wrong is one sentence."""
 
+import os
 import shutil
 import sqlite3
 import tarfile
@@ -113,6 +114,7 @@ def test_in_the_same_folder_nothing_is_written_anew(project, kept):
 
 def test_what_is_there_stays_until_somebody_agrees_and_is_moved_aside_then(kept, elsewhere):
     write_database(elsewhere / "mlflow.db", "mine")
+    write(elsewhere / "mlflow.db-wal", "mine")  # what SQLite had yet to write into it, and would into the next
     write(elsewhere / "mlruns/2/artifacts/other.txt", "mine")
     write(elsewhere / "params.yaml", "seed: 1\n")  # as in the backup
     before, asked = files(elsewhere), []
@@ -122,7 +124,11 @@ def test_what_is_there_stays_until_somebody_agrees_and_is_moved_aside_then(kept,
     assert asked == [str(elsewhere / "mlflow.db"), str(elsewhere / "mlruns")]
 
     found = put_back(kept, agreed=True)
+    assert (found.aside / "mlflow.db-wal").read_text() == "mine"
+    (found.aside / "mlflow.db-wal").unlink()
     assert read_values(found.aside / "mlflow.db") == ["mine"]
+    assert read_values(elsewhere / "mlflow.db") != ["mine"]
+    assert not (elsewhere / "mlflow.db-wal").exists()
     assert files(found.aside / "mlruns") == {"2/artifacts/other.txt": b"mine"}
     assert files(elsewhere / "mlruns") == {"1/artifacts/file.txt": b"of a run"}
 
@@ -188,6 +194,14 @@ def test_a_backup_that_fails_leaves_no_file(project, tmp_path, monkeypatch):
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_a_backup_has_its_name_once_it_is_on_the_disk(project, tmp_path, monkeypatch):
+    file, seen = tmp_path / "backup.tar", []
+    monkeypatch.setattr("os.fsync", lambda handle: seen.append((os.fstat(handle).st_size, file.exists())))
+    backup(load_settings(), file, secrets=True)
+
+    assert seen == [(file.stat().st_size, False)]
+
+
 def test_a_database_that_is_written_to_is_copied_as_it_was_at_one_moment(project, tmp_path):
     with closing(sqlite3.connect(project / "mlflow.db")) as writer:
         writer.execute("PRAGMA journal_mode=WAL")
@@ -204,6 +218,30 @@ def test_an_address_is_written_anew_where_it_is_the_place_or_below_it_and_nowher
     url = databases.parse(f"sqlite:///{write_database(tmp_path / 'x.db', *values)}")
     assert databases.relocate(url, {"/a/mlruns": "/new", "file:///a/mlruns": "file:///new"}) == 3
     assert read_values(tmp_path / "x.db") == sorted(["/new", "/new/0", "file:///new/1", *values[3:]])
+
+
+def test_a_password_goes_to_postgresql_s_programs_in_their_environment_alone(monkeypatch, tmp_path):
+    told = tmp_path / "told"
+    fake = write(tmp_path / "bin/pg_dump", f'#!/bin/sh\necho "$@ | $PGHOST $PGUSER $PGPASSWORD" > {told}\nexit 1\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    url = databases.parse("postgresql://me:hidden@db.example/records")
+    with pytest.raises(ServiceError, match=r"pg_dump failed for postgresql://me:\*\*\*@db.example/records"):
+        databases.dump(url, tmp_path / "copy")
+    words, _, environment = told.read_text().strip().partition(" | ")
+
+    assert "hidden" not in words
+    assert environment == "db.example me hidden"
+
+
+def test_a_backup_of_other_versions_says_so_when_it_comes_back(project, elsewhere, monkeypatch, tmp_path):
+    monkeypatch.chdir(project)
+    monkeypatch.setattr("pipelines.upkeep.backup.version", lambda name: "0.1")
+    backup(load_settings(), tmp_path / "old.tar", secrets=True)
+    monkeypatch.chdir(elsewhere)
+
+    assert [note.partition(" and ")[0] for note in put_back(tmp_path / "old.tar").notes] == [
+        "the backup was made with mlflow 0.1", "the backup was made with prefect 0.1"]  # fmt: skip
 
 
 def test_records_of_a_server_elsewhere_are_kept_on_its_machine(project, tmp_path):
