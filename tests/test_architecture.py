@@ -74,7 +74,7 @@ INSIDE = {
     "coop_core.exchange": ["portable dassl", "exported imported"],
     "coop_core.sweeps": ["space", "sweep", "trials", "choosing"],
     "coop_core.reproduction": ["figures grid estimate", "comparison"],
-    "pipelines.sources": ["bucket catalogue", "storage probes", "datasets"],
+    "pipelines.sources": ["refusals catalogue", "bucket", "storage probes", "datasets"],
     "pipelines.records": [
         "prompt_model served names local_versions", "server", "claims trials watches probes", "registry",
         "runs retention imported",
@@ -113,7 +113,7 @@ OWNERS = {
     "starlette": "pipelines.serving",
     "uvicorn": "pipelines.serving",
     "pydantic_settings": "pipelines.settings",
-    "boto3": "pipelines.sources pipelines.records.server pipelines.upkeep.bucket",
+    "boto3": "pipelines.sources pipelines.records.server",
     "typer": "pipelines.commands",
     "dvc": "",
     "prefect": "pipelines.flows",

@@ -15,7 +15,7 @@ from coop_core.files import read_json, write_json
 from pipelines import paths
 from pipelines.commands.cli import app
 from pipelines.settings import Settings, load_settings
-from pipelines.upkeep import databases
+from pipelines.upkeep import bucket, databases
 from pipelines.upkeep.backup import backup
 from pipelines.upkeep.restore import Restored, restore
 
@@ -232,6 +232,22 @@ def test_a_password_goes_to_postgresql_s_programs_in_their_environment_alone(mon
 
     assert "hidden" not in words
     assert environment == "db.example me hidden"
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [(None, r"there is no bucket no-such \(404 NoSuchBucket\): correct its name, or AWS_ENDPOINT_URL_S3$"),
+     ("http://127.0.0.1:1", r"http://127\.0\.0\.1:1 does not answer .*: check the network and AWS_ENDPOINT_URL_S3$"),
+     ("127.0.0.1", r"Invalid endpoint: 127\.0\.0\.1: AWS_ENDPOINT_URL_S3 is http://HOST:PORT or https://HOST$")],
+)  # fmt: skip
+def test_a_bucket_that_does_not_answer_is_a_sentence_with_its_variables(monkeypatch, s3_endpoint, address, said):
+    given = {"AWS_ENDPOINT_URL_S3": address or s3_endpoint, "AWS_ACCESS_KEY_ID": "key", "NO_PROXY": "127.0.0.1",
+             "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+    with pytest.raises(ServiceError, match=f"^s3://no-such/files: {said}"):
+        bucket.is_empty("s3://no-such/files")
 
 
 def test_a_backup_of_other_versions_says_so_when_it_comes_back(project, elsewhere, monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ from botocore.stub import ANY, Stubber
 
 from coop_core.errors import ServiceError
 from pipelines.sources import bucket
+from pipelines.sources.refusals import UnreachableError, in_a_sentence
 
 PART = 1000
 CONTENT = random.Random(0).randbytes(10 * PART + 17)
@@ -168,8 +169,8 @@ def test_each_refusal_of_a_store_is_a_sentence_with_the_way_out(code, status, he
     stub = Stubber(client)
     stub.add_client_error("get_object", code, "no", status, expected_params={"Bucket": "images", "Key": ANY},
                           response_meta={"HTTPHeaders": headers})  # fmt: skip
-    with stub, pytest.raises(ServiceError, match=said) as caught:
-        bucket.ask(client, "images", lambda: client.get_object(Bucket="images", Key="a"), key="a")
+    with stub, pytest.raises(ServiceError, match=said) as caught, in_a_sentence(client, "images", key="a"):
+        client.get_object(Bucket="images", Key="a")
     assert "hidden-word" not in str(caught.value)
 
 
@@ -179,7 +180,7 @@ def test_a_store_without_a_network_is_unreachable_with_its_address(target):
         address = f"http://127.0.0.1:{probe.getsockname()[1]}"
     client = bucket.connect(address, "key", "secret", region="us-east-1")
 
-    with pytest.raises(bucket.UnreachableError, match=rf"^{address} does not answer .*: check the network and COOP_S3"):
+    with pytest.raises(UnreachableError, match=rf"^{address} does not answer .*: check the network and COOP_S3"):
         bucket.fetch(client, SOURCE, target, max_bytes=1)
 
 
@@ -187,13 +188,10 @@ def test_a_proxy_that_does_not_answer_is_named_without_its_login(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://me:hidden-word@proxy.example:3128")
     client = boto3.client("s3", region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="x")
 
-    def fails() -> None:
-        raise ProxyConnectionError(proxy_url="http://me:hidden-word@proxy.example:3128")
-
     said = (r"^the proxy proxy\.example:3128 does not answer: correct HTTPS_PROXY, or ask without it by "
             r"NO_PROXY=s3\.(us-east-1\.)?amazonaws\.com$")  # fmt: skip
-    with pytest.raises(bucket.UnreachableError, match=said):
-        bucket.ask(client, "images", fails)
+    with pytest.raises(UnreachableError, match=said), in_a_sentence(client, "images"):
+        raise ProxyConnectionError(proxy_url="http://me:hidden-word@proxy.example:3128")
 
 
 def test_keys_that_nobody_gave_are_asked_for_by_name(s3_endpoint, target):

@@ -4,14 +4,10 @@ What arrived is kept beside the target until it is whole, and goes on where it s
 same by its ETag. Whether the bytes are right, the card's checksum says.
 """
 
-import datetime
 import hashlib
 import os
 import shutil
-import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,21 +15,20 @@ from urllib.parse import urlsplit
 from coop_core.errors import ServiceError
 from coop_core.files import read_json, write_json
 from pipelines.console import progress
+from pipelines.sources.refusals import SOURCES, Named, UnreachableError, in_a_sentence
 
 PART_BYTES = 8 * 1024 * 1024
 _AT_ONCE = 4
 _ATTEMPTS = 3
 """Of a part that breaks off."""
 _MEGA = 1_000_000
-_KEYS = "COOP_S3_ACCESS_KEY_ID and COOP_S3_SECRET_ACCESS_KEY"
 
 
-class UnreachableError(ServiceError):
-    """The host did not answer at all, so that asking it for the next file is no use."""
-
-
-def connect(endpoint: str | None, key: str | None, secret: str | None, *, region: str | None = None) -> Any:
-    """A client that gives up within seconds. Keys that are not given are AWS's own way of finding them.
+def connect(
+    endpoint: str | None = None, key: str | None = None, secret: str | None = None, *, region: str | None = None,
+    named: Named = SOURCES,
+) -> Any:  # fmt: skip
+    """A client that gives up within seconds. An endpoint and keys that are not given are found in AWS's own way.
 
     Raises
     ------
@@ -49,7 +44,7 @@ def connect(endpoint: str | None, key: str | None, secret: str | None, *, region
         return boto3.client("s3", endpoint_url=endpoint or None, aws_access_key_id=key, aws_secret_access_key=secret,
                             region_name=region, config=config)  # fmt: skip
     except ValueError as error:
-        raise ServiceError(f"{error}: COOP_S3_ENDPOINT_URL is http://HOST:PORT or https://HOST") from error
+        raise ServiceError(f"{error}: {named.endpoint} is http://HOST:PORT or https://HOST") from error
 
 
 def fetch(client: Any, source: str, target: Path, *, max_bytes: int) -> None:
@@ -63,8 +58,9 @@ def fetch(client: Any, source: str, target: Path, *, max_bytes: int) -> None:
         When nobody answers.
     """
     bucket, key = urlsplit(source).netloc, urlsplit(source).path.lstrip("/")
-    found = ask(client, bucket, lambda: client.get_object(Bucket=bucket, Key=key), key=key)
-    found["Body"].close()
+    with in_a_sentence(client, bucket, key=key):
+        found = client.get_object(Bucket=bucket, Key=key)
+        found["Body"].close()
     size, etag = int(found["ContentLength"]), str(found["ETag"])
     if size > max_bytes:
         raise ServiceError(f"has more than {max_bytes} bytes: it is not the file it should be, or raise max_bytes")
@@ -77,7 +73,8 @@ def fetch(client: Any, source: str, target: Path, *, max_bytes: int) -> None:
     def bring(part: tuple[int, int]) -> int:
         for attempt in range(_ATTEMPTS):
             try:
-                ask(client, bucket, lambda: _part(client, bucket, key, etag, part, kept / "object"), key=key)
+                with in_a_sentence(client, bucket, key=key):
+                    _part(client, bucket, key, etag, part, kept / "object")
                 break
             except (_BrokenOffError, UnreachableError):
                 if attempt + 1 == _ATTEMPTS:
@@ -141,72 +138,3 @@ def _next_piece(body: Any) -> bytes:
         return bytes(body.read(1 << 20))
     except (BotoCoreError, OSError) as error:
         raise _BrokenOffError(f"broke off ({type(error).__name__})") from error
-
-
-def ask(client: Any, bucket: str, request: Callable[[], Any], *, key: str = "", keys: str = _KEYS) -> Any:
-    """A request's answer; its fault is a sentence with the way out. `keys` says where the access keys are set."""
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        ConnectionError,
-        HTTPClientError,
-        NoCredentialsError,
-        PartialCredentialsError,
-    )
-
-    try:
-        return request()
-    except ClientError as error:
-        raise ServiceError(_refusal(error, bucket, key, keys)) from error
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise ServiceError(f"Unable to locate credentials: set {keys}") from error
-    except (ConnectionError, HTTPClientError) as error:
-        raise UnreachableError(_silence(error, str(client.meta.endpoint_url))) from error
-    except (BotoCoreError, ValueError) as error:
-        raise ServiceError(" ".join(str(error).split())) from error
-
-
-def _refusal(error: Any, bucket: str, key: str, keys: str) -> str:
-    """What a store means by its code."""
-    code, meta = str(error.response.get("Error", {}).get("Code")), error.response.get("ResponseMetadata", {})
-    status, headers = meta.get("HTTPStatusCode"), meta.get("HTTPHeaders", {})
-    shown = code if str(status) == code else f"{status} {code}"
-    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"):
-        unknown = code == "InvalidAccessKeyId"
-        which = "does not know the access key" if unknown else "refuses the access key or its secret"
-        return f"{which} ({shown}): set {keys}"
-    if code == "RequestTimeTooSkewed":
-        return f"refuses this machine's clock ({shown}){_skew(headers)}: set it, best by NTP"
-    if code == "NoSuchBucket":
-        return f"there is no bucket {bucket} ({shown}): correct its name, or COOP_S3_ENDPOINT_URL"
-    if code in ("NoSuchKey", "404"):
-        return f"bucket {bucket} has no {key} ({shown}): correct the name, or put the file there"
-    if code in ("AccessDenied", "403"):
-        return f"forbids this to the access key ({shown}): grant it s3:GetObject on bucket {bucket}, or set {keys}"
-    if code in ("PreconditionFailed", "412"):
-        return f"was changed while it was fetched ({shown}): run the same again"
-    if region := headers.get("x-amz-bucket-region"):
-        return f"bucket {bucket} is in region {region} ({shown}): set AWS_DEFAULT_REGION={region}"
-    return f"answers {shown}: {' '.join(str(error).split())[:200]}"
-
-
-def _skew(headers: dict[str, str]) -> str:
-    if "date" not in headers:
-        return ""
-    apart = (datetime.datetime.now(datetime.UTC) - parsedate_to_datetime(headers["date"])).total_seconds()
-    return f", which is {abs(apart) / 60:.0f} minutes {'ahead' if apart > 0 else 'behind'}"
-
-
-def _silence(error: Exception, endpoint: str) -> str:
-    """Who did not answer: the store, or a proxy before it. No proxy's login is shown."""
-    from botocore.exceptions import ProxyConnectionError, SSLError
-
-    parts = urlsplit(endpoint)
-    if isinstance(error, ProxyConnectionError):
-        proxy = urlsplit(urllib.request.getproxies().get(parts.scheme, ""))
-        return (f"the proxy {proxy.hostname}:{proxy.port} does not answer: correct {parts.scheme.upper()}_PROXY, or "
-                f"ask without it by NO_PROXY={parts.hostname}")  # fmt: skip
-    if isinstance(error, SSLError):
-        return f"{endpoint} has a certificate that is not trusted here: name yours in AWS_CA_BUNDLE"
-    reason = " ".join(str(error).split())
-    return f"{endpoint} does not answer ({reason[:200]}): check the network and COOP_S3_ENDPOINT_URL"

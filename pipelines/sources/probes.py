@@ -15,9 +15,11 @@ from pipelines import paths
 from pipelines.finding import Finding, unused, well, wrong
 from pipelines.settings import Settings
 from pipelines.sources import bucket
+from pipelines.sources.refusals import Named, in_a_sentence
 
 REMOTE, SOURCES = "DVC remote", "S3 sources"
-_KEYS = "access_key_id and secret_access_key by `dvc remote modify --local`"
+_NAMED = Named("endpointurl by `dvc remote modify`",
+               "access_key_id and secret_access_key by `dvc remote modify --local`")  # fmt: skip
 _SECONDS = 10
 
 
@@ -63,10 +65,11 @@ def _dvc_options() -> dict[str, str]:
 def _write_object(url: str, options: dict[str, str]) -> None:
     place = urlsplit(url)
     client = bucket.connect(options.get("endpointurl"), options.get("access_key_id"), options.get("secret_access_key"),
-                            region=options.get("region"))  # fmt: skip
+                            region=options.get("region"), named=_NAMED)  # fmt: skip
     key = "/".join(filter(None, [place.path.strip("/"), f"coop-doctor-{uuid.uuid4().hex}"]))
-    bucket.ask(client, place.netloc, lambda: client.put_object(Bucket=place.netloc, Key=key, Body=b""), keys=_KEYS)
-    bucket.ask(client, place.netloc, lambda: client.delete_object(Bucket=place.netloc, Key=key), keys=_KEYS)
+    with in_a_sentence(client, place.netloc, named=_NAMED):
+        client.put_object(Bucket=place.netloc, Key=key, Body=b"")
+        client.delete_object(Bucket=place.netloc, Key=key)
 
 
 def _write_beside(folder: Path) -> None:
@@ -99,8 +102,8 @@ def probe_sources(settings: Settings) -> Iterator[Finding]:
                                 secret.get_secret_value() if secret else None)  # fmt: skip
         for name, one in wanted.items():
             path = urlsplit(one).path.lstrip("/")
-            answer = bucket.ask(client, name, lambda: client.get_object(Bucket=name, Key=path), key=path)  # noqa: B023
-            answer["Body"].close()
+            with in_a_sentence(client, name, key=path):
+                client.get_object(Bucket=name, Key=path)["Body"].close()
     except ServiceError as error:
         yield wrong(SOURCES, str(error))
         return

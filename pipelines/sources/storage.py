@@ -22,7 +22,7 @@ from coop_core.files import digest_file, write_text
 from pipelines import locks
 from pipelines.settings import Settings
 from pipelines.sources import bucket
-from pipelines.sources.bucket import UnreachableError
+from pipelines.sources.refusals import UnreachableError
 
 log = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 20

@@ -10,6 +10,10 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from coop_core.errors import ServiceError
+from pipelines.sources.bucket import connect
+from pipelines.sources.refusals import Named, in_a_sentence
+
+_NAMED = Named("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 
 
 def is_bucket(place: str) -> bool:
@@ -39,15 +43,11 @@ def put(place: str, name: str, stream: IO[bytes]) -> None:
 @contextmanager
 def _client(place: str) -> Iterator[tuple[Any, str, str]]:
     """A client, the bucket, and the prefix with a slash; faults are sentences."""
-    import boto3
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
     parts = urlsplit(place)
     prefix = parts.path.strip("/")
     try:
-        yield boto3.client("s3"), parts.netloc, f"{prefix}/" if prefix else ""
-    except (Boto3Error, BotoCoreError, ClientError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ServiceError(f"{place} says: {reason}; AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-                           "must be those of MLflow's server") from None  # fmt: skip
+        client = connect(named=_NAMED)
+        with in_a_sentence(client, parts.netloc, named=_NAMED):
+            yield client, parts.netloc, f"{prefix}/" if prefix else ""
+    except ServiceError as error:
+        raise ServiceError(f"{place}: {error}") from error
