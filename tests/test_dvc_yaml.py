@@ -50,6 +50,7 @@ def test_a_stage_runs_its_own_module(stage: str) -> None:
 def test_a_stage_depends_on_its_own_code_and_on_files_that_exist(stage: str) -> None:
     deps = STAGES[stage]["deps"]
     assert f"pipelines/stages/{stage}.py" in deps
+    assert len(set(deps)) == len(deps)
     produced = {out for other in STAGES.values() for out in outs(other)}
     produced |= {str(Path(out).parent) for out in produced}
     produced |= {"data/source", "${dataset.source}", "${item.source}", "${backbone.files}"}
