@@ -132,6 +132,18 @@ def test_what_a_killed_retraining_left_is_in_no_way_of_the_next_in_its_clone(rec
         assert [claim["by"] for claim in claims_of(records)] == ["ann in photos"]
 
 
+def test_a_clone_of_the_same_name_on_another_machine_retrains_on(records, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "another machine")
+    with claim_retraining(records, by="ann in photos"):
+        monkeypatch.setattr("socket.gethostname", lambda: "this machine")
+        with (
+            pytest.raises(GateError, match="another retraining is under way, by ann in photos on another machine"),
+            claim_retraining(records, by="ann in photos"),
+        ):
+            raise AssertionError("two retrain at once")
+        assert [claim["host"] for claim in claims_of(records)] == ["another machine"]
+
+
 def test_a_retraining_holds_its_claim_for_longer_than_a_killed_one(records, monkeypatch):
     monkeypatch.setattr(claims, "_RENEW_SECONDS", 0.05)
     with claim_retraining(records, by="ann"):
