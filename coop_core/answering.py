@@ -51,7 +51,7 @@ class Answerer:
         """The same, and the features (n, d) that were answered from: given, or of the method's own image tower."""
         features = images if self._features is None else self._features(images)
         if isinstance(self._answers, LinearClassifier):
-            logits = self._answers.logits(features)
+            logits = self._answers.logits_in_pieces(features)
         else:
             logits = logits_in_pieces(self._answers, features)
         return (logits / self._temperature).softmax(dim=-1), features

@@ -1,4 +1,4 @@
-"""Nearest words: distances are exact, whatever float32 products are computed in."""
+"""Nearest words and linear classifiers: figures are exact, whatever float32 products are computed in."""
 
 import pytest
 import torch
@@ -39,3 +39,17 @@ def test_figures_do_not_depend_on_the_precision_of_float32_products(rough_produc
     exact = torch.einsum("nd,cd->nc", features.double(), weights.double()).float()
 
     assert torch.equal(LinearClassifier(weights, normalise=False).logits(features), exact)
+
+
+def test_many_images_are_answered_in_pieces_that_say_the_same(monkeypatch):
+    """A piece has copies in float64; of fifty thousand images at once they took gigabytes."""
+    draw = torch.Generator().manual_seed(0)
+    classifier = LinearClassifier(torch.randn(7, 64, generator=draw), scale=100.0, bias=torch.randn(7, generator=draw))
+    features, sizes = torch.randn(10, 64, generator=draw), []
+    whole, logits = classifier.logits(features), LinearClassifier.logits
+    monkeypatch.setattr("coop_core.judging.classifier._AT_ONCE", 4)
+    monkeypatch.setattr(LinearClassifier, "logits", lambda own, some: sizes.append(len(some)) or logits(own, some))
+
+    assert torch.equal(classifier.probabilities(features), whole.softmax(dim=-1))
+    assert sizes == [4, 4, 2]
+    assert classifier.probabilities(features[:0]).shape == (0, 7)

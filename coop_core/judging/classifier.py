@@ -8,6 +8,9 @@ from torch.nn import functional as F
 
 from coop_core.errors import ArtifactError
 
+_AT_ONCE = 4096
+"""Images that are answered at a time, so that their copies in float64 stay small."""
+
 
 @dataclass(frozen=True)
 class LinearClassifier:
@@ -31,8 +34,12 @@ class LinearClassifier:
         logits = self.scale * features @ self.weights.to(features).T
         return (logits if self.bias is None else logits + self.bias.to(features)).float()
 
+    def logits_in_pieces(self, features: Tensor) -> Tensor:
+        """The same of many images, whose copies in float64 would be four times as large as they are."""
+        return torch.cat([self.logits(piece) for piece in features.split(_AT_ONCE)])
+
     def probabilities(self, features: Tensor) -> Tensor:
-        return self.logits(features).softmax(dim=-1)
+        return self.logits_in_pieces(features).softmax(dim=-1)
 
     def cpu(self) -> "LinearClassifier":
         return replace(self, weights=self.weights.cpu(), bias=None if self.bias is None else self.bias.cpu())

@@ -238,7 +238,7 @@ class TrialRunner:
         def compute() -> float:
             classifier = baselines.zero_shot(backbone, split.class_names, split.template)
             features = projected(first_views(test), backbone, reads=params.method.reads)
-            return float((classifier.logits(features).argmax(1) == test.labels).float().mean())
+            return float((classifier.logits_in_pieces(features).argmax(1) == test.labels).float().mean())
 
         return self._keep(("zero-shot", feature_key(backbone), split.class_names, split.template, split.test_digest),
                           compute)  # fmt: skip
