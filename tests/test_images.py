@@ -678,7 +678,8 @@ def synthetic(mode: str, *, size: tuple[int, int] = (40, 28)) -> Image.Image:
     noise = np.random.default_rng(7).integers(0, 40, (height, width), dtype=np.int64)
     planes = np.stack([5 * x + noise, 7 * y + noise, 3 * (x + y), 6 * x + noise], axis=2).clip(0, 255).astype(np.uint8)
     if mode == "I;16":
-        return Image.fromarray(planes[..., 0].astype(np.uint16) * 257 + 13)
+        wide = 257 * planes[..., 0].astype(np.int64) + 5 * noise                      # between two 8-bit values as well
+        return Image.fromarray(wide.clip(0, 65535).astype(np.uint16))
     if mode == "P":
         image = Image.fromarray(planes[..., 0] // 4, mode="P")
         image.putpalette([value for i in range(64) for value in (4 * i, 255 - 4 * i, i)])
@@ -702,6 +703,13 @@ def digests(image: Image.Image) -> list[str]:
     )
     views = [t.view(image, view=view, seed=1, image_digest="abc") for t in transforms for view in range(3)]
     return [hashlib.sha256(view.tobytes()).hexdigest()[:12] for view in views]
+
+
+def test_another_version_of_the_pixels_is_another_transform(monkeypatch):
+    before = ImageTransform(size=16, mean=MEAN, std=STD).digest
+    monkeypatch.setattr("coop_core.data.views.PREPROCESSING", PREPROCESSING + 1)
+
+    assert ImageTransform(size=16, mean=MEAN, std=STD).digest != before
 
 
 @pytest.mark.parametrize("name", golden_sources())
