@@ -133,6 +133,13 @@ def test_what_is_there_stays_until_somebody_agrees_and_is_moved_aside_then(kept,
     assert files(elsewhere / "mlruns") == {"1/artifacts/file.txt": b"of a run"}
 
 
+def test_nothing_is_put_below_services_that_run(kept, elsewhere, monkeypatch):
+    monkeypatch.setattr("pipelines.services.supervision.connect", lambda folder: object())
+    with pytest.raises(ServiceError, match="the services run here: `make down`, then restore"):
+        put_back(kept, agreed=True)
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_an_archive_that_was_cut_or_changed_is_a_sentence_and_changes_nothing(kept, elsewhere):
     whole = kept.read_bytes()
     for size in (0, 100, 512, 5000, len(whole) // 2, len(whole) - 15000):
