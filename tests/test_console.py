@@ -1,6 +1,7 @@
 """The console: what a user can mend is one sentence on stderr and a status; everything else stays visible."""
 
 import errno
+import io
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from coop_core import errors
 from coop_core.errors import CoopError
@@ -238,6 +240,18 @@ def test_progress_goes_to_stderr_so_that_output_can_be_piped(capsys):
     assert out == ""
     assert "features of toys" in err
     assert "3/3" in err
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_lines_say_how_far_it_is_where_there_is_no_terminal(monkeypatch, caplog, is_terminal):
+    monkeypatch.setattr(console, "_stderr", Console(file=io.StringIO(), force_terminal=is_terminal))
+    for name in ("_FIRST_SECONDS", "_LINE_SECONDS"):
+        monkeypatch.setattr(console, name, 0)
+    with caplog.at_level(logging.INFO), console.progress("features of toys", 3) as update:
+        for done in range(3):
+            update(done)
+
+    assert ("features of toys: 2 of 3, about" in caplog.text) == (not is_terminal)
 
 
 def test_progress_that_never_starts_shows_nothing(capsys):
