@@ -1,6 +1,6 @@
 """Growth: ten times the trials, images or classes -> ten times the cost, or less, or more.
 
-    python benchmarks/growth.py                                       half an hour on 2 cores
+    python benchmarks/growth.py                                       a quarter of an hour on 2 cores
     python benchmarks/growth.py --trials 10 100 --images 1000 --classes 10 --json FILE
 
 Whole commands in a clone with painted pictures and `mini`, in seconds on a clock, with the largest process's memory.

@@ -252,9 +252,19 @@ def test_a_bucket_that_does_not_answer_is_a_sentence_with_its_variables(monkeypa
              "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
     for name, value in given.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
     with pytest.raises(ServiceError, match=f"^s3://no-such/files: {said}"):
         bucket.is_empty("s3://no-such/files")
+
+
+def test_a_restore_has_a_connection_for_each_thread_of_its_uploads():
+    """With fewer, urllib3 throws connections away and warns of each."""
+    from boto3.s3.transfer import TransferConfig
+
+    with bucket._client("s3://no-such/files") as (client, _, _):
+        assert client.meta.config.max_pool_connections >= TransferConfig().max_concurrency
+        assert (client.meta.config.retries or {}).get("total_max_attempts", 5) >= 5
 
 
 def test_a_backup_of_other_versions_says_so_when_it_comes_back(project, elsewhere, monkeypatch, tmp_path):

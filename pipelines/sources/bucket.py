@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from coop_core.errors import ServiceError
 from coop_core.files import read_json, write_json
 from pipelines.console import progress
-from pipelines.sources.refusals import SOURCES, Named, UnreachableError, in_a_sentence
+from pipelines.sources.refusals import OF_SOURCES, Named, UnreachableError, in_a_sentence
 
 PART_BYTES = 8 * 1024 * 1024
 _AT_ONCE = 4
@@ -26,9 +26,10 @@ _MEGA = 1_000_000
 
 def connect(
     endpoint: str | None = None, key: str | None = None, secret: str | None = None, *, region: str | None = None,
-    named: Named = SOURCES,
+    named: Named = OF_SOURCES, patient: bool = False,
 ) -> Any:  # fmt: skip
-    """A client that gives up within seconds. An endpoint and keys that are not given are found in AWS's own way.
+    """A client that gives up within seconds, or, where it is `patient`, as boto3 has it: with retries, and a connection
+    for each thread of its own uploads. An endpoint and keys that are not given are found in AWS's own way.
 
     Raises
     ------
@@ -38,11 +39,11 @@ def connect(
     import boto3
     from botocore.config import Config
 
-    config = Config(retries={"total_max_attempts": 2}, connect_timeout=5, read_timeout=20,
-                    max_pool_connections=_AT_ONCE)  # fmt: skip
+    hasty = Config(retries={"total_max_attempts": 2}, connect_timeout=5, read_timeout=20,
+                   max_pool_connections=_AT_ONCE)  # fmt: skip
     try:
         return boto3.client("s3", endpoint_url=endpoint or None, aws_access_key_id=key, aws_secret_access_key=secret,
-                            region_name=region, config=config)  # fmt: skip
+                            region_name=region, config=None if patient else hasty)  # fmt: skip
     except ValueError as error:
         raise ServiceError(f"{error}: {named.endpoint} is http://HOST:PORT or https://HOST") from error
 

@@ -24,11 +24,11 @@ class Named:
     keys: str
 
 
-SOURCES = Named("COOP_S3_ENDPOINT_URL", "COOP_S3_ACCESS_KEY_ID and COOP_S3_SECRET_ACCESS_KEY")
+OF_SOURCES = Named("COOP_S3_ENDPOINT_URL", "COOP_S3_ACCESS_KEY_ID and COOP_S3_SECRET_ACCESS_KEY")
 
 
 @contextmanager
-def in_a_sentence(client: Any, bucket: str, *, key: str = "", named: Named = SOURCES) -> Iterator[None]:
+def in_a_sentence(client: Any, bucket: str, *, key: str = "", named: Named = OF_SOURCES) -> Iterator[None]:
     """Around requests of boto3's client.
 
     Raises

@@ -45,7 +45,7 @@ def print_outcome(outcome: Outcome, records: Records) -> None:
     runs = [result.run_id for row in outcome.rows for result in row.results]
     run_page, compare_page = sweep_links(records, outcome.run_id, runs)
     lines_below = [
-        counted(standing),
+        _counted(standing),
         *(f"failed      {reason}" for reason in sorted(set(standing.failures.values()))),
         *(f"over all    {line}" for line in averages(outcome)),
         f"winner      {describe(best)}: validation {_percent(best, 'val_accuracy')}, test {_percent(best, 'accuracy')}",
@@ -60,7 +60,7 @@ def print_outcome(outcome: Outcome, records: Records) -> None:
         console.console.print(line_below, highlight=False, soft_wrap=True, markup=False)
 
 
-def counted(standing: Standing) -> str:
+def _counted(standing: Standing) -> str:
     """How many trials there are, and what to do about those that failed."""
     before = f", {standing.found} of them on record before" if standing.found else ""
     again = ": `coop sweep` again trains those and chooses anew" if standing.failures else ""
@@ -75,7 +75,7 @@ def as_markdown(outcome: Outcome) -> str:
     values = "\n".join(f"{name}: {json.dumps(value)}" for name, value in outcome.values.items())
     make_it = f"To make the winner, set in params.yaml and run `dvc repro`:\n\n```yaml\n{values}\n```"
     make_it = make_it if values else "`dvc repro` makes the winner: params.yaml is its."
-    failed = ["", f"{counted(outcome.standing)}."] if outcome.standing.failures else []
+    failed = ["", f"{_counted(outcome.standing)}."] if outcome.standing.failures else []
     return "\n".join([*text, "", _NOTE, *failed, "", make_it])
 
 

@@ -46,7 +46,7 @@ def _client(place: str) -> Iterator[tuple[Any, str, str]]:
     parts = urlsplit(place)
     prefix = parts.path.strip("/")
     try:
-        client = connect(named=_NAMED)
+        client = connect(named=_NAMED, patient=True)
         with in_a_sentence(client, parts.netloc, named=_NAMED):
             yield client, parts.netloc, f"{prefix}/" if prefix else ""
     except ServiceError as error:
